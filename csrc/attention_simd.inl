@@ -1,0 +1,151 @@
+// Attention on the virtual vector; included by kernels_simd.inl inside its namespace.
+
+inline Float exp_nonpositive(Float x) {
+  x = max(x, splat(-87.0f));
+  const Float n = round(mul(x, splat(1.44269504f)));
+  Float r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Float p = splat(1.3888889e-3f);
+  p = fma(p, r, splat(8.3333333e-3f));
+  p = fma(p, r, splat(4.1666667e-2f));
+  p = fma(p, r, splat(1.6666667e-1f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return mul(p, power_of_two(n));
+}
+
+inline Float load_kv(const float* p) { return load(p); }
+inline Float load_kv(const uint16_t* p) { return load_half(p); }
+
+inline float clamp_half(float value) { return value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value; }
+inline void store_kv(float* p, float value) { *p = value; }
+inline void store_kv(uint16_t* p, float value) {
+  *p = static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(clamp_half(value)), _MM_FROUND_TO_NEAREST_INT)));
+}
+
+template <class KV>
+inline void write_cache(const AttentionArgs& a) {
+  const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  KV* cache = reinterpret_cast<KV*>(a.cache);
+  for (int64_t i = 0; i < a.count; ++i) {
+    const int64_t pos = a.first_position + i;
+    KV* block = cache + a.blocks[pos / kBlockTokens] * a.block_stride;
+    KV* key = block + pos % kBlockTokens;
+    KV* value = block + a.head_dim * kBlockTokens + pos % kBlockTokens * padded_dim;
+    for (int64_t d = 0; d < a.head_dim; ++d) {
+      store_kv(key + d * kBlockTokens, a.k[i * a.stride + d]);
+      store_kv(value + d, a.v[i * a.stride + d]);
+    }
+  }
+}
+
+// Scores of N queries against the 16 positions of each of M blocks. scores[n] is `row` numbers long.
+template <int N, int M, class KV>
+inline void score_blocks(const AttentionArgs& a, const float* query, int64_t query_row, int64_t first_block,
+                         float* scores, int64_t row) {
+  const KV* key[M];
+  for (int m = 0; m < M; ++m) {
+    key[m] = reinterpret_cast<const KV*>(a.cache) + a.blocks[first_block + m] * a.block_stride;
+  }
+  Float sum[N][M];
+  for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) sum[n][m] = splat(0.0f);
+  }
+  for (int64_t d = 0; d < a.head_dim; ++d) {
+    Float keys[M];
+    for (int m = 0; m < M; ++m) keys[m] = load_kv(key[m] + d * kBlockTokens);
+    for (int n = 0; n < N; ++n) {
+      const Float q = splat(query[n * query_row + d]);
+      for (int m = 0; m < M; ++m) sum[n][m] = fma(q, keys[m], sum[n][m]);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) store(scores + n * row + (first_block + m) * kBlockTokens, sum[n][m]);
+  }
+}
+
+// Scores -> probabilities without their common factor, which is returned. `length` positions count; the rest become 0.
+inline float softmax(float* scores, int64_t length) {
+  const int64_t padded = round_up(length, kBlockTokens);
+  for (int64_t i = length; i < padded; ++i) scores[i] = -INFINITY;
+  Float largest = splat(-INFINITY);
+  for (int64_t i = 0; i < padded; i += kLanes) largest = max(largest, load(scores + i));
+  const Float top = splat(fold_max(largest));
+  for (int64_t i = 0; i < padded; i += kLanes) store(scores + i, exp_nonpositive(sub(load(scores + i), top)));
+  for (int64_t i = length; i < padded; ++i) scores[i] = 0.0f;
+  Float sum = splat(0.0f);
+  for (int64_t i = 0; i < padded; i += kLanes) sum = add(sum, load(scores + i));
+  return 1.0f / fold_sum(sum);
+}
+
+// out[n] = sum over positions of p[n] V, for M vectors of the head's dimensions from `dim` on.
+template <int N, int M, class KV>
+inline void weigh_values(const AttentionArgs& a, const float* p, int64_t row, int64_t length, int64_t dim, float* out) {
+  const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  Float sum[N][M];
+  for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) sum[n][m] = splat(0.0f);
+  }
+  for (int64_t first = 0; first < length; first += kBlockTokens) {
+    const KV* value = reinterpret_cast<const KV*>(a.cache) + a.blocks[first / kBlockTokens] * a.block_stride +
+                      a.head_dim * kBlockTokens + dim;
+    const int64_t count = length - first < kBlockTokens ? length - first : kBlockTokens;
+    for (int64_t i = 0; i < count; ++i, value += padded_dim) {
+      Float values[M];
+      for (int m = 0; m < M; ++m) values[m] = load_kv(value + 16 * m);
+      for (int n = 0; n < N; ++n) {
+        const Float weight = splat(p[n * row + first + i]);
+        for (int m = 0; m < M; ++m) sum[n][m] = fma(weight, values[m], sum[n][m]);
+      }
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) store(out + n * padded_dim + dim + 16 * m, sum[n][m]);
+  }
+}
+
+// N neighbouring queries share every read of keys and values; a query's own sums do not depend on its company,
+// because the probabilities of positions after it are exact zeros.
+template <int N, class KV>
+inline void attend(const AttentionArgs& a, int64_t i) {
+  const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  const int64_t length = a.first_position + i + N;  // of the last query
+  const int64_t blocks = (length + kBlockTokens - 1) / kBlockTokens;
+  const int64_t row = round_up(length, 4 * kBlockTokens);
+  float* query = a.scratch;
+  float* out = query + N * padded_dim;
+  float* scores = out + N * padded_dim;
+  for (int n = 0; n < N; ++n) {
+    for (int64_t d = 0; d < a.head_dim; ++d) query[n * padded_dim + d] = a.q[(i + n) * a.stride + d] * a.query_scale;
+  }
+  int64_t block = 0;
+  for (; block + 4 <= blocks; block += 4) score_blocks<N, 4, KV>(a, query, padded_dim, block, scores, row);
+  for (; block < blocks; ++block) score_blocks<N, 1, KV>(a, query, padded_dim, block, scores, row);
+  float factor[N];
+  for (int n = 0; n < N; ++n) {
+    const int64_t own = length - N + n + 1;
+    for (int64_t p = own; p < blocks * kBlockTokens; ++p) scores[n * row + p] = 0.0f;
+    factor[n] = softmax(scores + n * row, own);
+  }
+  int64_t dim = 0;
+  for (; dim + 64 <= padded_dim; dim += 64) weigh_values<N, 4, KV>(a, scores, row, length, dim, out);
+  for (; dim < padded_dim; dim += 16) weigh_values<N, 1, KV>(a, scores, row, length, dim, out);
+  for (int n = 0; n < N; ++n) {
+    float* target = a.out + (i + n) * a.out_stride;
+    for (int64_t d = 0; d < a.head_dim; ++d) target[d] = out[n * padded_dim + d] * factor[n];
+  }
+}
+
+template <class KV>
+inline void attention_over(const AttentionArgs& a) {
+  write_cache<KV>(a);
+  int64_t i = 0;
+  for (; i + kQueryTile <= a.count; i += kQueryTile) attend<kQueryTile, KV>(a, i);
+  for (; i < a.count; ++i) attend<1, KV>(a, i);
+}
+
+void attention(const AttentionArgs& a) {
+  if (a.kv_dtype == DType::kF32) return attention_over<float>(a);
+  return attention_over<uint16_t>(a);
+}

@@ -1,0 +1,170 @@
+// What Python sees of the core: one class. All checks of shapes and ranges are here and in Model::check; the work is
+// done with the GIL released.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "bindings.h"
+#include "model.h"
+
+namespace nb = nanobind;
+
+namespace optlm {
+
+DType parse_dtype(const std::string& name) {
+  if (name == "f32" || name == "F32") return DType::kF32;
+  if (name == "f16" || name == "F16") return DType::kF16;
+  if (name == "bf16" || name == "BF16") return DType::kBF16;
+  if (name == "int8") return DType::kInt8;
+  throw std::invalid_argument("unknown dtype " + name);
+}
+
+Epilogue parse_activation(const std::string& name) {
+  if (name == "relu") return Epilogue::kRelu;
+  if (name == "gelu") return Epilogue::kGelu;
+  if (name == "gelu_new") return Epilogue::kGeluTanh;
+  throw std::invalid_argument("unknown activation " + name);
+}
+
+const Kernels& kernels_for(const std::string& isa) {
+  const Kernels* kernels = select_kernels(isa.c_str());
+  if (kernels == nullptr) throw std::invalid_argument("instruction set " + isa + " is unknown or not supported here");
+  return *kernels;
+}
+
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using RawBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void load(Model& model, const std::string& name, RawBytes data, const std::string& dtype, int64_t rows, int64_t cols) {
+  const Source source{data.data(), parse_dtype(dtype), rows, cols};
+  if (static_cast<int64_t>(data.size()) != rows * cols * element_bytes(source.dtype)) {
+    throw std::invalid_argument(name + " has a size that does not fit its shape");
+  }
+  std::string problem;
+  {
+    nb::gil_scoped_release release;
+    problem = model.load(name, source);
+  }
+  if (!problem.empty()) throw std::invalid_argument(name + " " + problem);
+}
+
+void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table block_tables, Ints rows,
+             std::optional<Rows> logits, std::optional<Rows> hidden) {
+  Batch batch;
+  batch.tokens = tokens.data();
+  batch.positions = positions.data();
+  batch.seq_starts = seq_starts.data();
+  batch.block_tables = block_tables.data();
+  batch.rows = rows.data();
+  batch.num_tokens = static_cast<int64_t>(tokens.size());
+  batch.num_sequences = static_cast<int64_t>(seq_starts.size()) - 1;
+  batch.table_width = static_cast<int64_t>(block_tables.shape(1));
+  batch.num_rows = static_cast<int64_t>(rows.size());
+  const auto fits = [&](const Rows& out, int64_t width) {
+    return static_cast<int64_t>(out.shape(0)) >= batch.num_rows && static_cast<int64_t>(out.shape(1)) == width;
+  };
+  if (positions.size() != tokens.size() || batch.num_sequences < 1 ||
+      static_cast<int64_t>(block_tables.shape(0)) < batch.num_sequences) {
+    throw std::invalid_argument("tokens, positions, seq_starts and block_tables do not fit each other");
+  }
+  if ((logits && !fits(*logits, model.config().vocab_size)) || (hidden && !fits(*hidden, model.config().embed_dim))) {
+    throw std::invalid_argument("an output array has the wrong shape");
+  }
+  batch.logits = logits ? logits->data() : nullptr;
+  batch.hidden = hidden ? hidden->data() : nullptr;
+  std::string problem;
+  {
+    nb::gil_scoped_release release;
+    problem = model.check(batch);
+    if (problem.empty()) model.forward(batch);
+  }
+  if (!problem.empty()) throw std::invalid_argument(problem);
+}
+
+void head(Model& model, Rows hidden, Rows logits) {
+  const auto rows = static_cast<int64_t>(hidden.shape(0));
+  if (static_cast<int64_t>(hidden.shape(1)) != model.config().embed_dim ||
+      static_cast<int64_t>(logits.shape(1)) != model.config().vocab_size ||
+      static_cast<int64_t>(logits.shape(0)) != rows) {
+    throw std::invalid_argument("hidden and logits do not fit the model");
+  }
+  nb::gil_scoped_release release;
+  model.head(hidden.data(), rows, logits.data());
+}
+
+void copy_blocks(Model& model, Ints source, Ints target) {
+  if (source.size() != target.size()) throw std::invalid_argument("source and target differ in length");
+  for (size_t i = 0; i < source.size(); ++i) {
+    for (const int32_t block : {source.data()[i], target.data()[i]}) {
+      if (block < 0 || block >= model.config().num_blocks) throw std::invalid_argument("block id out of range");
+    }
+  }
+  nb::gil_scoped_release release;
+  model.copy_blocks(source.data(), target.data(), static_cast<int64_t>(source.size()));
+}
+
+}  // namespace
+}  // namespace optlm
+
+NB_MODULE(_core, m) {
+  using namespace optlm;
+  m.attr("BLOCK_TOKENS") = kBlockTokens;
+  m.def(
+      "instruction_set", [](const std::string& isa) { return std::string(kernels_for(isa).name); },
+      nb::arg("isa") = "auto");
+  bind_kernels(m.def_submodule("kernels", "Single kernels, for tests."));
+  nb::class_<Model>(m, "Model")
+      .def(
+          "__init__",
+          [](Model* self, int64_t vocab_size, int64_t hidden_size, int64_t num_layers, int64_t ffn_dim,
+             int64_t num_heads, int64_t max_positions, int64_t embed_dim, bool norm_before, bool final_norm, bool tied,
+             const std::string& activation, const std::string& dtype, const std::string& kv_dtype, int64_t num_blocks,
+             int64_t max_batch_tokens, int threads, const std::string& isa) {
+            ModelConfig c;
+            c.vocab_size = vocab_size;
+            c.hidden_size = hidden_size;
+            c.num_layers = num_layers;
+            c.ffn_dim = ffn_dim;
+            c.num_heads = num_heads;
+            c.max_positions = max_positions;
+            c.embed_dim = embed_dim;
+            c.norm_before = norm_before;
+            c.final_norm = final_norm;
+            c.tied = tied;
+            c.activation = parse_activation(activation);
+            c.dtype = parse_dtype(dtype);
+            c.kv_dtype = parse_dtype(kv_dtype);
+            c.num_blocks = num_blocks;
+            c.max_batch_tokens = max_batch_tokens;
+            const bool formats = c.dtype != DType::kF16 && (c.kv_dtype == DType::kF32 || c.kv_dtype == DType::kF16);
+            if (!formats) throw std::invalid_argument("weights are f32, bf16 or int8; keys and values f32 or f16");
+            if (threads < 1 || threads > 1024 || num_blocks < 1 || max_batch_tokens < 1) {
+              throw std::invalid_argument("threads, num_blocks and max_batch_tokens must be positive");
+            }
+            new (self) Model(c, kernels_for(isa), threads);
+          },
+          nb::kw_only(), nb::arg("vocab_size"), nb::arg("hidden_size"), nb::arg("num_layers"), nb::arg("ffn_dim"),
+          nb::arg("num_heads"), nb::arg("max_positions"), nb::arg("embed_dim"), nb::arg("norm_before"),
+          nb::arg("final_norm"), nb::arg("tied"), nb::arg("activation"), nb::arg("dtype"), nb::arg("kv_dtype"),
+          nb::arg("num_blocks"), nb::arg("max_batch_tokens"), nb::arg("threads"), nb::arg("isa") = "auto")
+      .def("load", &load, nb::arg("name"), nb::arg("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"))
+      .def("forward", &forward, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
+           nb::arg("seq_starts").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("rows").noconvert(),
+           nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none())
+      .def("head", &head, nb::arg("hidden").noconvert(), nb::arg("logits").noconvert())
+      .def("copy_blocks", &copy_blocks, nb::arg("source").noconvert(), nb::arg("target").noconvert())
+      .def("set_skip_zeros", &Model::set_skip_zeros, nb::arg("on"))
+      .def("active_share", &Model::active_share)
+      .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def_prop_ro("bytes_per_token", &Model::bytes_per_token)
+      .def_prop_ro("threads", &Model::threads)
+      .def_prop_ro("instruction_set", [](const Model& model) { return std::string(model.kernels().name); });
+}

@@ -1,0 +1,51 @@
+// The arithmetic of the core as a table of functions, one table for each instruction set.
+//
+// Every function is defined on a virtual vector of 16 lanes and fixed orders of summation, with fused multiply-adds where the
+// reference (kernels_ref.cc) writes them. So all tables give the same bits, whatever the machine.
+#pragma once
+
+#include "tensor.h"
+
+namespace optlm {
+
+struct Kernels {
+  const char* name;
+
+  // n numbers of dtype (f32, f16, bf16) to float.
+  void (*to_float)(const void* source, DType dtype, int64_t n, float* target);
+
+  // Round to the nearest bfloat16, ties to even.
+  void (*to_bf16)(const float* source, int64_t n, uint16_t* target);
+
+  // Largest magnitude; 0 for n = 0. NaN and infinity come back as infinity.
+  float (*max_abs)(const float* x, int64_t n);
+
+  // target[i] = 128 + round(x[i] * inverse_scale), n a multiple of 16.
+  void (*quantize_weights)(const float* x, int64_t n, float inverse_scale, uint8_t* target);
+
+  // y = (x - mean) / sqrt(variance + 1e-5) * weight + bias.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t n, float* y);
+
+  // Groups of 64 numbers to 8 bits with one scale each.
+  void (*quantize)(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* correction, uint64_t* active);
+
+  // out[t, rows of the panels] = epilogue(W x[t] + bias).
+  void (*matmul)(const MatmulArgs& args);
+
+  void (*attention)(const AttentionArgs& args);
+};
+
+const Kernels& reference_kernels();
+#if defined(OPTLM_X86)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+// "auto", "reference", "avx2" or "avx512"; nullptr when unknown or not available on this machine.
+const Kernels* select_kernels(const char* isa);
+
+// Elementwise, shared by all tables: exact and tanh-approximated GELU.
+void gelu(float* x, int64_t n);
+void gelu_tanh(float* x, int64_t n);
+
+}  // namespace optlm

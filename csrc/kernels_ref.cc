@@ -1,0 +1,235 @@
+// The specification of every kernel: plain loops, one number at a time, in the order all other tables must keep.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "float16.h"
+#include "kernels.h"
+
+namespace optlm {
+namespace {
+
+// Sum and maximum over 16 lanes fold the upper half onto the lower: 8, 4, 2, 1.
+float fold_sum(float* lane) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
+void to_float(const void* source, DType dtype, int64_t n, float* target) {
+  if (dtype == DType::kF32) {
+    std::memcpy(target, source, n * sizeof(float));
+    return;
+  }
+  const auto* bits = static_cast<const uint16_t*>(source);
+  for (int64_t i = 0; i < n; ++i) target[i] = dtype == DType::kF16 ? half_to_float(bits[i]) : bf16_to_float(bits[i]);
+}
+
+void to_bf16(const float* source, int64_t n, uint16_t* target) {
+  for (int64_t i = 0; i < n; ++i) target[i] = float_to_bf16(source[i]);
+}
+
+float max_abs(const float* x, int64_t n) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    if (!std::isfinite(x[i])) return INFINITY;
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  return largest;
+}
+
+void quantize_weights(const float* x, int64_t n, float inverse_scale, uint8_t* target) {
+  for (int64_t i = 0; i < n; ++i) {
+    target[i] = static_cast<uint8_t>(kWeightZero + static_cast<int32_t>(std::nearbyint(x[i] * inverse_scale)));
+  }
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, int64_t n, float* y) {
+  float sum[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) sum[i % kLanes] += x[i];
+  const float mean = fold_sum(sum) / static_cast<float>(n);
+  float square[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const float centred = x[i] - mean;
+    square[i % kLanes] = std::fma(centred, centred, square[i % kLanes]);
+  }
+  const float variance = fold_sum(square) / static_cast<float>(n);
+  const float inverse = 1.0f / std::sqrt(variance + 1e-5f);
+  for (int64_t i = 0; i < n; ++i) y[i] = std::fma((x[i] - mean) * inverse, weight[i], bias[i]);
+}
+
+void quantize(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* correction, uint64_t* active) {
+  for (int64_t g = 0; g < groups; ++g, x += kGroup, q += kGroup) {
+    const float largest = max_abs(x, kGroup);
+    // Below 1e-30 the inverse would overflow; such a group is zero beside anything else in the sum.
+    const bool zero = largest < 1e-30f;
+    const float inverse = zero ? 0.0f : 127.0f / largest;
+    int32_t sum = 0;
+    uint64_t mask = 0;
+    for (int64_t i = 0; i < kGroup; ++i) {
+      q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+      sum += q[i];
+      if (q[i] != 0) mask |= uint64_t{1} << i;
+    }
+    scale[g] = zero ? 0.0f : largest / 127.0f;
+    correction[g] = -kWeightZero * sum;
+    active[g] = mask;
+  }
+}
+
+float activate(float value, Epilogue epilogue) {
+  if (epilogue == Epilogue::kRelu) return value > 0.0f ? value : 0.0f;
+  if (epilogue == Epilogue::kGelu) gelu(&value, 1);
+  if (epilogue == Epilogue::kGeluTanh) gelu_tanh(&value, 1);
+  return value;
+}
+
+// Weight of `row` for input `col`, as stored.
+template <class T>
+T stored(const Matrix& w, int64_t row, int64_t col) {
+  const T* data = reinterpret_cast<const T*>(w.data);
+  const int64_t panel = row / kPanelRows, r = row % kPanelRows;
+  if (w.layout == Layout::kByInput) {
+    const int64_t byte = sizeof(T) > 1 ? r : 16 * (r / 4 % 4) + 4 * (r / 16) + r % 4;
+    return data[col * w.padded_rows() + panel * kPanelRows + byte];
+  }
+  const T* base = data + panel * kPanelRows * w.padded_cols();
+  if (sizeof(T) > 1) return base[col * kPanelRows + r];
+  return base[col / 4 * 4 * kPanelRows + r * 4 + col % 4];
+}
+
+// Products of one group are summed first; the totals of the groups are summed in order.
+float dot_int8(const Matrix& w, const Activations& in, int64_t row, int64_t t) {
+  float total = 0.0f;
+  for (int64_t g = 0; g < in.groups; ++g) {
+    int32_t sum = in.correction[t * in.groups + g];
+    for (int64_t i = g * kGroup; i < (g + 1) * kGroup; ++i) {
+      sum += int32_t{stored<uint8_t>(w, row, i)} * in.q[t * in.groups * kGroup + i];
+    }
+    total = std::fma(static_cast<float>(sum), in.scale[t * in.groups + g], total);
+  }
+  return total;
+}
+
+float dot_float(const Matrix& w, const Activations& in, int64_t row, int64_t t) {
+  float total = 0.0f;
+  for (int64_t g = 0; g < in.groups; ++g) {
+    float sum = 0.0f;
+    for (int64_t i = g * kGroup; i < (g + 1) * kGroup; ++i) {
+      const float weight =
+          w.dtype == DType::kF32 ? stored<float>(w, row, i) : bf16_to_float(stored<uint16_t>(w, row, i));
+      sum = std::fma(in.x[t * in.groups * kGroup + i], weight, sum);
+    }
+    total += sum;
+  }
+  return total;
+}
+
+void matmul(const MatmulArgs& a) {
+  const Matrix& w = *a.w;
+  const int64_t end = std::min(a.panel_end * kPanelRows, w.rows);
+  for (int64_t t = 0; t < a.tokens; ++t) {
+    for (int64_t row = a.panel_begin * kPanelRows; row < end; ++row) {
+      const float y = w.dtype == DType::kInt8 ? std::fma(dot_int8(w, a.in, row, t), w.scales[row], a.bias[row])
+                                              : dot_float(w, a.in, row, t) + a.bias[row];
+      float& out = a.out[t * a.out_stride + row];
+      out = a.epilogue == Epilogue::kAdd ? out + y : activate(y, a.epilogue);
+    }
+  }
+}
+
+// 2^(x log2 e) by a degree-6 polynomial on [-ln2/2, ln2/2]; relative error below 2e-7. x <= 0.
+float exp_nonpositive(float x) {
+  x = std::max(x, -87.0f);
+  const float n = std::nearbyint(x * 1.44269504f);
+  float r = std::fma(n, -0.693359375f, x);
+  r = std::fma(n, 2.12194440e-4f, r);
+  float p = 1.3888889e-3f;
+  p = std::fma(p, r, 8.3333333e-3f);
+  p = std::fma(p, r, 4.1666667e-2f);
+  p = std::fma(p, r, 1.6666667e-1f);
+  p = std::fma(p, r, 0.5f);
+  p = std::fma(p, r, 1.0f);
+  p = std::fma(p, r, 1.0f);
+  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+}
+
+float load_kv(const uint8_t* cache, DType dtype, int64_t index) {
+  if (dtype == DType::kF32) return reinterpret_cast<const float*>(cache)[index];
+  return half_to_float(reinterpret_cast<const uint16_t*>(cache)[index]);
+}
+
+void store_kv(uint8_t* cache, DType dtype, int64_t index, float value) {
+  if (dtype == DType::kF32) {
+    reinterpret_cast<float*>(cache)[index] = value;
+  } else {
+    reinterpret_cast<uint16_t*>(cache)[index] = float_to_half(value);
+  }
+}
+
+void attend(const AttentionArgs& a, int64_t i) {
+  const int64_t length = a.first_position + i + 1;
+  const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  float* p = a.scratch;
+  float largest = -INFINITY;
+  for (int64_t pos = 0; pos < length; ++pos) {
+    const int64_t block = a.blocks[pos / kBlockTokens] * a.block_stride;
+    float score = 0.0f;
+    for (int64_t d = 0; d < a.head_dim; ++d) {
+      const float key = load_kv(a.cache, a.kv_dtype, block + d * kBlockTokens + pos % kBlockTokens);
+      score = std::fma(a.q[i * a.stride + d] * a.query_scale, key, score);
+    }
+    p[pos] = score;
+    largest = std::max(largest, score);
+  }
+  float sum[kLanes] = {};
+  for (int64_t pos = 0; pos < length; ++pos) {
+    p[pos] = exp_nonpositive(p[pos] - largest);
+    sum[pos % kLanes] += p[pos];
+  }
+  const float inverse = 1.0f / fold_sum(sum);
+  for (int64_t d = 0; d < a.head_dim; ++d) {
+    float total = 0.0f;
+    for (int64_t pos = 0; pos < length; ++pos) {
+      const int64_t block = a.blocks[pos / kBlockTokens] * a.block_stride + a.head_dim * kBlockTokens;
+      total = std::fma(p[pos], load_kv(a.cache, a.kv_dtype, block + pos % kBlockTokens * padded_dim + d), total);
+    }
+    a.out[i * a.out_stride + d] = total * inverse;
+  }
+}
+
+void attention(const AttentionArgs& a) {
+  const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  for (int64_t i = 0; i < a.count; ++i) {
+    const int64_t pos = a.first_position + i;
+    const int64_t block = a.blocks[pos / kBlockTokens] * a.block_stride;
+    const int64_t slot = pos % kBlockTokens;
+    for (int64_t d = 0; d < a.head_dim; ++d) {
+      store_kv(a.cache, a.kv_dtype, block + d * kBlockTokens + slot, a.k[i * a.stride + d]);
+      store_kv(a.cache, a.kv_dtype, block + a.head_dim * kBlockTokens + slot * padded_dim + d, a.v[i * a.stride + d]);
+    }
+  }
+  for (int64_t i = 0; i < a.count; ++i) attend(a, i);
+}
+
+}  // namespace
+
+const Kernels& reference_kernels() {
+  static const Kernels table{"reference", to_float,   to_bf16,  max_abs, quantize_weights,
+                             layer_norm,  quantize,   matmul,   attention};
+  return table;
+}
+
+void gelu(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
+}
+
+void gelu_tanh(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = 0.5f * x[i] * (1.0f + std::tanh(0.79788456f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
+  }
+}
+
+}  // namespace optlm

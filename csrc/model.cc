@@ -1,0 +1,372 @@
+#include "model.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+
+namespace optlm {
+
+Model::Model(const ModelConfig& config, const Kernels& kernels, int threads)
+    : config_(config), kernels_(kernels), team_(threads) {
+  head_dim_ = config_.hidden_size / config_.num_heads;
+  width_ = round_up(config_.hidden_size, kGroup);
+  ffn_width_ = round_up(config_.ffn_dim, kGroup);
+  embed_width_ = round_up(config_.embed_dim, kGroup);
+  qkv_section_ = round_up(config_.hidden_size, kPanelRows);
+  layers_.resize(config_.num_layers);
+  place_weights();
+  weights_.reserve(weights_.bytes(), true);
+  place_weights();
+  place_buffers();
+  buffers_.reserve(buffers_.bytes(), false);
+  place_buffers();
+  const int64_t head_elements = kBlockTokens * (head_dim_ + round_up(head_dim_, kLanes));
+  block_stride_ = config_.num_heads * head_elements;
+  cache_.reserve(config_.num_layers * config_.num_blocks * block_stride_ * element_bytes(config_.kv_dtype), false);
+}
+
+void Model::place(Linear& linear, int64_t rows, int64_t cols, Layout layout) {
+  linear.w = Matrix{config_.dtype, layout, rows, cols, nullptr, nullptr};
+  linear.w.data = weights_.take(linear.w.data_bytes());
+  if (config_.dtype == DType::kInt8) linear.w.scales = weights_.take_floats(linear.w.padded_rows());
+  linear.bias = weights_.take_floats(linear.w.padded_rows());
+}
+
+void Model::place(Norm& norm) {
+  norm.weight = weights_.take_floats(config_.hidden_size);
+  norm.bias = weights_.take_floats(config_.hidden_size);
+  if (norm.weight != nullptr) std::fill_n(norm.weight, config_.hidden_size, 1.0f);
+}
+
+void Model::place_weights() {
+  const int64_t d = config_.hidden_size, e = config_.embed_dim, f = config_.ffn_dim;
+  place(embedding_, config_.vocab_size, e, Layout::kPanels);
+  if (config_.tied) {
+    head_ = embedding_;
+  } else {
+    place(head_, config_.vocab_size, e, Layout::kPanels);
+  }
+  if (e != d) {
+    place(project_in_, d, e, Layout::kPanels);
+    place(project_out_, e, d, Layout::kPanels);
+  }
+  if (config_.final_norm) place(final_norm_);
+  for (Layer& layer : layers_) {
+    place(layer.attention_norm);
+    place(layer.qkv, 3 * qkv_section_, d, Layout::kPanels);
+    place(layer.out, d, d, Layout::kPanels);
+    place(layer.ffn_norm);
+    place(layer.fc1, f, d, Layout::kPanels);
+    place(layer.fc2, d, f, Layout::kByInput);
+  }
+}
+
+void Model::place_buffers() {
+  const int64_t tokens = config_.max_batch_tokens;
+  x_ = buffers_.take_floats(tokens * width_);
+  normed_ = buffers_.take_floats(tokens * width_);
+  qkv_ = buffers_.take_floats(tokens * 3 * qkv_section_);
+  context_ = buffers_.take_floats(tokens * width_);
+  ffn_ = buffers_.take_floats(tokens * ffn_width_);
+  embed_ = buffers_.take_floats(tokens * embed_width_);
+  scratch_.clear();
+  const int64_t panels = width_ / kPanelRows / team_.size() + 1;
+  const int64_t floats = std::max(matmul_scratch_floats(panels), attention_scratch_floats(config_.max_positions, head_dim_));
+  for (int rank = 0; rank < team_.size(); ++rank) scratch_.push_back(buffers_.take_floats(floats));
+  const int64_t groups = tokens * std::max({width_, ffn_width_, embed_width_}) / kGroup;
+  quantized_.q = reinterpret_cast<int8_t*>(buffers_.take(groups * kGroup));
+  quantized_.scale = buffers_.take_floats(groups);
+  quantized_.correction = reinterpret_cast<int32_t*>(buffers_.take(groups * 4));
+  quantized_.active = reinterpret_cast<uint64_t*>(buffers_.take(groups * 8));
+}
+
+// ---- weights -----------------------------------------------------------------------------------------
+
+Model::Target Model::find(const std::string& name) {
+  const int64_t d = config_.hidden_size, e = config_.embed_dim, f = config_.ffn_dim, v = config_.vocab_size;
+  const auto norm = [d](Norm& n, const std::string& part) {
+    return Target{nullptr, 0, part == "weight" ? n.weight : part == "bias" ? n.bias : nullptr, d, 1};
+  };
+  const auto linear = [](Linear& l, const std::string& part, int64_t row, int64_t rows, int64_t cols) {
+    if (part == "weight") return Target{&l.w, row / kPanelRows, nullptr, rows, cols};
+    return Target{nullptr, 0, part == "bias" ? l.bias + row : nullptr, rows, 1};
+  };
+  if (name == "lm_head.weight" && !config_.tied) return {&head_.w, 0, nullptr, v, e};
+  const std::string root = "model.decoder.";
+  if (!name.starts_with(root)) return {};
+  std::string rest = name.substr(root.size());
+  const std::string part = rest.substr(rest.rfind('.') + 1);
+  if (rest == "embed_tokens.weight") return {&embedding_.w, 0, nullptr, v, e};
+  if (rest == "project_in.weight" && e != d) return {&project_in_.w, 0, nullptr, d, e};
+  if (rest == "project_out.weight" && e != d) return {&project_out_.w, 0, nullptr, e, d};
+  if (rest.starts_with("final_layer_norm.") && config_.final_norm) return norm(final_norm_, part);
+  if (!rest.starts_with("layers.")) return {};
+  int64_t index = -1;
+  const char* end = rest.data() + rest.size();
+  const auto [after, error] = std::from_chars(rest.data() + 7, end, index);
+  if (error != std::errc() || after == end || *after != '.' || index < 0 || index >= config_.num_layers) return {};
+  Layer& layer = layers_[index];
+  rest = rest.substr(after + 1 - rest.data(), rest.rfind('.') - (after + 1 - rest.data()));
+  if (rest == "self_attn_layer_norm") return norm(layer.attention_norm, part);
+  if (rest == "final_layer_norm") return norm(layer.ffn_norm, part);
+  if (rest == "self_attn.q_proj") return linear(layer.qkv, part, 0, d, d);
+  if (rest == "self_attn.k_proj") return linear(layer.qkv, part, qkv_section_, d, d);
+  if (rest == "self_attn.v_proj") return linear(layer.qkv, part, 2 * qkv_section_, d, d);
+  if (rest == "self_attn.out_proj") return linear(layer.out, part, 0, d, d);
+  if (rest == "fc1") return linear(layer.fc1, part, 0, f, d);
+  if (rest == "fc2") return linear(layer.fc2, part, 0, d, f);
+  return {};
+}
+
+bool Model::pack(const Source& source, const Target& target) {
+  const int64_t panels = round_up(source.rows, kPanelRows) / kPanelRows;
+  std::vector<char> finite(team_.size(), 1);
+  team_.run([&](int rank) {
+    std::vector<uint8_t> scratch(pack_scratch_bytes(source.cols));
+    const Range part = share(panels, rank, team_.size());
+    finite[rank] = pack_panels(kernels_, source, *target.w, target.first_panel, part.begin, part.end, scratch.data());
+  });
+  return std::all_of(finite.begin(), finite.end(), [](char ok) { return ok; });
+}
+
+std::string Model::load(const std::string& name, const Source& source) {
+  if (name == "model.decoder.embed_positions.weight") {
+    const int64_t rows = config_.max_positions + config_.position_offset;
+    if (source.rows != rows || source.cols != config_.hidden_size) return "has the wrong shape";
+    positions_.resize(rows * source.cols * element_bytes(source.dtype));
+    std::memcpy(positions_.data(), source.data, positions_.size());
+    positions_dtype_ = source.dtype;
+    std::vector<float> row(source.cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels_.to_float(positions_.data() + r * source.cols * element_bytes(source.dtype), source.dtype, source.cols, row.data());
+      if (!std::isfinite(kernels_.max_abs(row.data(), source.cols))) return "holds NaN or infinity";
+    }
+    return {};
+  }
+  const Target target = find(name);
+  if (target.w == nullptr && target.vector == nullptr) return "is not part of this model";
+  if (source.rows != target.rows || source.cols != target.cols) return "has the wrong shape";
+  if (target.w != nullptr) return pack(source, target) ? "" : "holds NaN or infinity";
+  kernels_.to_float(source.data, source.dtype, source.rows, target.vector);
+  return std::isfinite(kernels_.max_abs(target.vector, source.rows)) ? "" : "holds NaN or infinity";
+}
+
+int64_t Model::bytes_per_token() const {
+  int64_t bytes = head_.w.data_bytes();
+  if (project_in_.w.data != nullptr) bytes += project_in_.w.data_bytes() + project_out_.w.data_bytes();
+  for (const Layer& layer : layers_) {
+    for (const Linear* linear : {&layer.qkv, &layer.out, &layer.fc1, &layer.fc2}) bytes += linear->w.data_bytes();
+  }
+  return bytes;
+}
+
+// ---- one step -----------------------------------------------------------------------------------------
+
+std::string Model::check(const Batch& b) const {
+  if (b.num_tokens < 1 || b.num_tokens > config_.max_batch_tokens) return "number of tokens out of range";
+  if (b.seq_starts[0] != 0 || b.seq_starts[b.num_sequences] != b.num_tokens) return "seq_starts must run from 0 to T";
+  for (int64_t s = 0; s < b.num_sequences; ++s) {
+    const int32_t begin = b.seq_starts[s], end = b.seq_starts[s + 1];
+    if (end <= begin) return "every sequence needs a token";
+    const int64_t first = b.positions[begin], last = first + (end - begin) - 1;
+    if (first < 0 || last >= config_.max_positions) return "position out of range";
+    if (last / kBlockTokens >= b.table_width) return "block table too short";
+    for (int32_t t = begin; t < end; ++t) {
+      if (b.positions[t] != first + (t - begin)) return "positions of a sequence must be consecutive";
+    }
+    for (int64_t i = 0; i <= last / kBlockTokens; ++i) {
+      const int32_t block = b.block_tables[s * b.table_width + i];
+      if (block < 0 || block >= config_.num_blocks) return "block id out of range";
+    }
+  }
+  for (int64_t t = 0; t < b.num_tokens; ++t) {
+    if (b.tokens[t] < 0 || b.tokens[t] >= config_.vocab_size) return "token id out of range";
+  }
+  for (int64_t r = 0; r < b.num_rows; ++r) {
+    if (b.rows[r] <= (r > 0 ? b.rows[r - 1] : -1) || b.rows[r] >= b.num_tokens) return "rows must ascend within T";
+  }
+  return {};
+}
+
+void Model::forward(const Batch& batch) {
+  team_.run([&](int rank) { run_rank(batch, rank); });
+}
+
+void Model::run_rank(const Batch& batch, int rank) {
+  embed(batch, rank);
+  int64_t tokens = batch.num_tokens;
+  for (int64_t i = 0; i < config_.num_layers; ++i) {
+    const Layer& layer = layers_[i];
+    if (config_.norm_before) normalize(layer.attention_norm, x_, normed_, tokens, rank);
+    multiply(layer.qkv, config_.norm_before ? normed_ : x_, tokens, qkv_, 3 * qkv_section_, Epilogue::kStore, rank);
+    attend(batch, i, rank);
+    if (i + 1 == config_.num_layers && batch.num_rows < tokens) {
+      if (batch.num_rows == 0) return;
+      keep_rows(batch, rank);
+      tokens = batch.num_rows;
+    }
+    multiply(layer.out, context_, tokens, x_, width_, Epilogue::kAdd, rank);
+    feed_forward(layer, tokens, rank);
+  }
+  results(batch, rank);
+}
+
+void Model::feed_forward(const Layer& layer, int64_t tokens, int rank) {
+  if (!config_.norm_before) normalize(layer.attention_norm, x_, x_, tokens, rank);
+  if (config_.norm_before) normalize(layer.ffn_norm, x_, normed_, tokens, rank);
+  multiply(layer.fc1, config_.norm_before ? normed_ : x_, tokens, ffn_, ffn_width_, config_.activation, rank);
+  multiply(layer.fc2, ffn_, tokens, x_, width_, Epilogue::kAdd, rank);
+  if (!config_.norm_before) normalize(layer.ffn_norm, x_, x_, tokens, rank);
+}
+
+void Model::embed(const Batch& batch, int rank) {
+  const bool project = project_in_.w.data != nullptr;
+  const Range part = share(batch.num_tokens, rank, team_.size());
+  for (int64_t t = part.begin; t < part.end; ++t) {
+    read_row(embedding_.w, batch.tokens[t], project ? embed_ + t * embed_width_ : x_ + t * width_);
+  }
+  if (project) {
+    team_.barrier();
+    multiply(project_in_, embed_, batch.num_tokens, x_, width_, Epilogue::kStore, rank);
+  }
+  const int64_t row_bytes = config_.hidden_size * element_bytes(positions_dtype_);
+  float* position = scratch_[rank];
+  for (int64_t t = part.begin; t < part.end; ++t) {
+    const uint8_t* row = positions_.data() + (batch.positions[t] + config_.position_offset) * row_bytes;
+    kernels_.to_float(row, positions_dtype_, config_.hidden_size, position);
+    for (int64_t d = 0; d < config_.hidden_size; ++d) x_[t * width_ + d] += position[d];
+  }
+  team_.barrier();
+}
+
+void Model::normalize(const Norm& norm, const float* x, float* y, int64_t tokens, int rank) {
+  const Range part = share(tokens, rank, team_.size());
+  for (int64_t t = part.begin; t < part.end; ++t) {
+    kernels_.layer_norm(x + t * width_, norm.weight, norm.bias, config_.hidden_size, y + t * width_);
+  }
+  team_.barrier();
+}
+
+void Model::multiply(const Linear& linear, const float* x, int64_t tokens, float* out, int64_t out_stride,
+                     Epilogue epilogue, int rank) {
+  const Matrix& w = linear.w;
+  MatmulArgs args;
+  args.w = &w;
+  args.in.x = x;
+  args.in.groups = w.padded_cols() / kGroup;
+  if (w.dtype == DType::kInt8) {
+    Quantized& z = quantized_;
+    const Range part = share(tokens * args.in.groups, rank, team_.size());
+    kernels_.quantize(x + part.begin * kGroup, part.end - part.begin, z.q + part.begin * kGroup, z.scale + part.begin,
+                      z.correction + part.begin, z.active + part.begin);
+    args.in = {x, z.q, z.scale, z.correction, z.active, args.in.groups};
+    team_.barrier();
+  }
+  const Range panels = share(w.panels(), rank, team_.size());
+  args.tokens = tokens;
+  args.panel_begin = panels.begin;
+  args.panel_end = panels.end;
+  args.bias = linear.bias;
+  args.out = out;
+  args.out_stride = out_stride;
+  args.epilogue = epilogue;
+  args.skip_zeros = skip_zeros_;
+  args.scratch = scratch_[rank];
+  kernels_.matmul(args);
+  if (rank == 0 && w.layout == Layout::kByInput && args.in.active != nullptr) {
+    for (int64_t g = 0; g < tokens * args.in.groups; ++g) active_inputs_ += __builtin_popcountll(args.in.active[g]);
+    seen_inputs_ += tokens * w.cols;
+  }
+  team_.barrier();
+}
+
+void Model::attend(const Batch& batch, int64_t index, int rank) {
+  const int64_t element = element_bytes(config_.kv_dtype);
+  const int64_t head_stride = block_stride_ / config_.num_heads;
+  uint8_t* cache = cache_.data() + index * config_.num_blocks * block_stride_ * element;
+  const Range part = share(batch.num_sequences * config_.num_heads, rank, team_.size());
+  for (int64_t item = part.begin; item < part.end; ++item) {
+    const int64_t sequence = item / config_.num_heads, head = item % config_.num_heads;
+    const int64_t first = batch.seq_starts[sequence];
+    const float* q = qkv_ + first * 3 * qkv_section_ + head * head_dim_;
+    AttentionArgs args;
+    args.q = q;
+    args.k = q + qkv_section_;
+    args.v = q + 2 * qkv_section_;
+    args.stride = 3 * qkv_section_;
+    args.query_scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
+    args.count = batch.seq_starts[sequence + 1] - first;
+    args.first_position = batch.positions[first];
+    args.blocks = batch.block_tables + sequence * batch.table_width;
+    args.cache = cache + head * head_stride * element;
+    args.block_stride = block_stride_;
+    args.kv_dtype = config_.kv_dtype;
+    args.head_dim = head_dim_;
+    args.out = context_ + first * width_ + head * head_dim_;
+    args.out_stride = width_;
+    args.scratch = scratch_[rank];
+    kernels_.attention(args);
+  }
+  team_.barrier();
+}
+
+// After the last attention only the wanted rows go on; each moves up, never over one that is still needed.
+void Model::keep_rows(const Batch& batch, int rank) {
+  if (rank == 0) {
+    for (int64_t r = 0; r < batch.num_rows; ++r) {
+      if (batch.rows[r] == r) continue;
+      std::memcpy(x_ + r * width_, x_ + batch.rows[r] * width_, width_ * 4);
+      std::memcpy(context_ + r * width_, context_ + batch.rows[r] * width_, width_ * 4);
+    }
+  }
+  team_.barrier();
+}
+
+void Model::results(const Batch& batch, int rank) {
+  const int64_t rows = batch.num_rows;
+  float* state = x_;
+  int64_t stride = width_;
+  if (config_.final_norm) normalize(final_norm_, x_, state = normed_, rows, rank);
+  if (project_out_.w.data != nullptr) {
+    multiply(project_out_, state, rows, embed_, embed_width_, Epilogue::kStore, rank);
+    state = embed_;
+    stride = embed_width_;
+  }
+  if (batch.hidden != nullptr) {
+    const Range part = share(rows, rank, team_.size());
+    for (int64_t r = part.begin; r < part.end; ++r) {
+      std::memcpy(batch.hidden + r * config_.embed_dim, state + r * stride, config_.embed_dim * 4);
+    }
+  }
+  if (batch.logits != nullptr) {
+    multiply(head_, state, rows, batch.logits, config_.vocab_size, Epilogue::kStore, rank);
+  }
+}
+
+void Model::head(const float* hidden, int64_t rows, float* logits) {
+  const int64_t e = config_.embed_dim;
+  for (int64_t first = 0; first < rows; first += config_.max_batch_tokens) {
+    const int64_t count = std::min(rows - first, config_.max_batch_tokens);
+    for (int64_t r = 0; r < count; ++r) std::memcpy(embed_ + r * embed_width_, hidden + (first + r) * e, e * 4);
+    team_.run([&](int rank) {
+      multiply(head_, embed_, count, logits + first * config_.vocab_size, config_.vocab_size, Epilogue::kStore, rank);
+    });
+  }
+}
+
+void Model::copy_blocks(const int32_t* source, const int32_t* target, int64_t count) {
+  const int64_t bytes = block_stride_ * element_bytes(config_.kv_dtype);
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    uint8_t* cache = cache_.data() + layer * config_.num_blocks * bytes;
+    for (int64_t i = 0; i < count; ++i) std::memcpy(cache + target[i] * bytes, cache + source[i] * bytes, bytes);
+  }
+}
+
+double Model::active_share() {
+  const double result = static_cast<double>(active_inputs_) / static_cast<double>(seen_inputs_);
+  active_inputs_ = seen_inputs_ = 0;
+  return result;
+}
+
+}  // namespace optlm

@@ -1,0 +1,158 @@
+// OPT over packed weights and a paged KV cache: one forward pass a step, for any mix of prompts and single tokens.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "pack.h"
+#include "threads.h"
+
+namespace optlm {
+
+struct ModelConfig {
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t num_layers = 0;
+  int64_t ffn_dim = 0;
+  int64_t num_heads = 0;
+  int64_t max_positions = 0;
+  int64_t embed_dim = 0;
+  bool norm_before = true;     // false: the 350M, norm after the residual
+  bool final_norm = true;
+  bool tied = true;
+  Epilogue activation = Epilogue::kRelu;
+  int64_t position_offset = 2;  // the position table has two rows no token uses
+
+  DType dtype = DType::kInt8;
+  DType kv_dtype = DType::kF16;
+  int64_t num_blocks = 0;
+  int64_t max_batch_tokens = 0;
+};
+
+// Arrays of one step; shapes as in docs/architecture.md.
+struct Batch {
+  const int32_t* tokens = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* seq_starts = nullptr;
+  const int32_t* block_tables = nullptr;
+  const int32_t* rows = nullptr;  // tokens whose results are wanted, ascending
+  int64_t num_tokens = 0;
+  int64_t num_sequences = 0;
+  int64_t table_width = 0;
+  int64_t num_rows = 0;
+  float* logits = nullptr;  // (num_rows, V), or null
+  float* hidden = nullptr;  // (num_rows, E) input of the head, or null
+};
+
+struct Linear {
+  Matrix w;
+  float* bias = nullptr;  // (padded rows) zeros where the model has none
+};
+
+struct Norm {
+  float* weight = nullptr;  // (D) ones where the model has none
+  float* bias = nullptr;
+};
+
+struct Layer {
+  Norm attention_norm, ffn_norm;
+  Linear qkv, out, fc1, fc2;  // qkv: three sections, each padded to whole panels
+};
+
+class Model {
+ public:
+  Model(const ModelConfig& config, const Kernels& kernels, int threads);
+
+  // Copies one tensor of the checkpoint, converting to the model's format. An empty string when all is well, else
+  // what is wrong with it.
+  std::string load(const std::string& name, const Source& source);
+
+  // `batch` must be valid: see check().
+  void forward(const Batch& batch);
+  // An empty string, or the first thing that is wrong with the batch.
+  std::string check(const Batch& batch) const;
+
+  // The last product alone: logits (rows, V) of vectors (rows, E), in steps of at most max_batch_tokens.
+  void head(const float* hidden, int64_t rows, float* logits);
+
+  void copy_blocks(const int32_t* source, const int32_t* target, int64_t count);
+
+  const ModelConfig& config() const { return config_; }
+  const Kernels& kernels() const { return kernels_; }
+  int threads() const { return team_.size(); }
+  int64_t weight_bytes() const { return weights_.bytes(); }
+  // Bytes of the matrices one decoded token reads when nothing is skipped.
+  int64_t bytes_per_token() const;
+  void set_skip_zeros(bool on) { skip_zeros_ = on; }
+  // Share of fc2's inputs that were not zero since the last call; NaN when the model is not int8 or nothing ran.
+  double active_share();
+
+ private:
+  struct Quantized {  // the inputs of the product under way; shapes as in Activations
+    int8_t* q = nullptr;
+    float* scale = nullptr;
+    int32_t* correction = nullptr;
+    uint64_t* active = nullptr;
+  };
+
+  // Where a tensor of the checkpoint goes: into panels of a matrix, into a vector, or into the position table.
+  struct Target {
+    Matrix* w = nullptr;
+    int64_t first_panel = 0;
+    float* vector = nullptr;
+    int64_t rows = 0, cols = 0;
+  };
+
+  void place_weights();
+  void place_buffers();
+  void place(Linear& linear, int64_t rows, int64_t cols, Layout layout);
+  void place(Norm& norm);
+  Target find(const std::string& name);
+  bool pack(const Source& source, const Target& target);
+
+  void run_rank(const Batch& batch, int rank);
+  void embed(const Batch& batch, int rank);
+  void attend(const Batch& batch, int64_t index, int rank);
+  void keep_rows(const Batch& batch, int rank);
+  void feed_forward(const Layer& layer, int64_t tokens, int rank);
+  void results(const Batch& batch, int rank);
+
+  void normalize(const Norm& norm, const float* x, float* y, int64_t tokens, int rank);
+  void multiply(const Linear& linear, const float* x, int64_t tokens, float* out, int64_t out_stride,
+                Epilogue epilogue, int rank);
+
+  const ModelConfig config_;
+  const Kernels& kernels_;
+  Team team_;
+  Arena weights_, cache_;
+
+  Linear embedding_, head_, project_in_, project_out_;  // head_ is the embedding when tied
+  Norm final_norm_;
+  std::vector<uint8_t> positions_;  // (S + 2, D) as the checkpoint stores it
+  DType positions_dtype_ = DType::kF32;
+  std::vector<Layer> layers_;
+  bool skip_zeros_ = true;
+
+  int64_t width_ = 0;        // D padded to a group: the stride of x, normed and context
+  int64_t ffn_width_ = 0;
+  int64_t embed_width_ = 0;
+  int64_t qkv_section_ = 0;  // D padded to panels
+  int64_t head_dim_ = 0;
+  int64_t block_stride_ = 0;  // elements of one KV block of one layer
+
+  Arena buffers_;
+  float* x_ = nullptr;        // (T, width) residual stream
+  float* normed_ = nullptr;   // (T, width)
+  float* qkv_ = nullptr;      // (T, 3 qkv_section)
+  float* context_ = nullptr;  // (T, width)
+  float* ffn_ = nullptr;      // (T, ffn_width)
+  float* embed_ = nullptr;    // (T, embed_width)
+  Quantized quantized_;
+  std::vector<float*> scratch_;  // one a thread
+  int64_t active_inputs_ = 0, seen_inputs_ = 0;
+};
+
+}  // namespace optlm

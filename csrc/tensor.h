@@ -1,0 +1,110 @@
+// Shapes and storage shared by all of the core.
+//
+// Letters: T tokens, B sequences, D model, E embedding, F feed-forward, H heads, K head dim, V vocabulary,
+// L layers, S context. All sizes are in elements unless a name says bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace optlm {
+
+inline constexpr int64_t kPanelRows = 64;    // output rows a kernel computes together: 4 vectors of 16
+inline constexpr int64_t kGroup = 64;        // inputs summed before the float total is touched
+inline constexpr int64_t kLanes = 16;        // width of the virtual vector every kernel is defined on
+inline constexpr int64_t kBlockTokens = 16;  // tokens in one KV block; one vector of positions
+
+// Weights are cut to 8 bits around zero and stored plus 128, so that they are the unsigned side of a VNNI product.
+inline constexpr int32_t kWeightZero = 128;
+
+enum class DType { kF32, kF16, kBF16, kInt8 };
+
+constexpr int64_t element_bytes(DType dtype) {
+  return dtype == DType::kF32 ? 4 : dtype == DType::kInt8 ? 1 : 2;
+}
+
+constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+enum class Layout {
+  // [rows / 64][cols][64] for floats and [rows / 64][cols / 4][64][4] for int8: what one panel needs is one stream.
+  kPanels,
+  // [cols][rows]: all weights of one input together, so that an input that is zero costs no read. Within each run
+  // of 64 rows, int8 stores row 16 j + 4 l + e at byte 16 l + 4 j + e: the order in which interleaving four inputs
+  // by 128-bit lanes yields them.
+  kByInput,
+};
+
+// y[rows] = W[rows, cols] x[cols]. Rows are padded to 64 and columns to a group, with zero weights.
+struct Matrix {
+  DType dtype = DType::kF32;
+  Layout layout = Layout::kPanels;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  uint8_t* data = nullptr;
+  float* scales = nullptr;  // (padded_rows) int8 only: weight = (byte - 128) * scale
+
+  int64_t padded_rows() const { return round_up(rows, kPanelRows); }
+  int64_t padded_cols() const { return round_up(cols, kGroup); }
+  int64_t panels() const { return padded_rows() / kPanelRows; }
+  int64_t panel_bytes() const { return kPanelRows * padded_cols() * element_bytes(dtype); }
+  int64_t data_bytes() const { return panels() * panel_bytes(); }
+};
+
+// Inputs of a product. Float matrices read x; int8 matrices read the quantised form. Rows hold `groups` groups.
+struct Activations {
+  const float* x = nullptr;             // (T, groups * 64), zero in the padding
+  const int8_t* q = nullptr;            // (T, groups * 64)
+  const float* scale = nullptr;         // (T, groups)
+  const int32_t* correction = nullptr;  // (T, groups) -128 * sum of q: takes the weights' offset back
+  const uint64_t* active = nullptr;     // (T, groups) bit i: input i of the group is not zero
+  int64_t groups = 0;
+};
+
+enum class Epilogue { kStore, kRelu, kGelu, kGeluTanh, kAdd };
+
+struct MatmulArgs {
+  const Matrix* w = nullptr;
+  Activations in;
+  int64_t tokens = 0;
+  int64_t panel_begin = 0;
+  int64_t panel_end = 0;
+  const float* bias = nullptr;  // (padded_rows)
+  float* out = nullptr;         // (T, out_stride)
+  int64_t out_stride = 0;
+  Epilogue epilogue = Epilogue::kStore;
+  bool skip_zeros = true;    // by-input layout only; changes speed, never a bit of the result
+  float* scratch = nullptr;  // matmul_scratch_floats, of this thread
+};
+
+inline constexpr int64_t kTokenBlock = 48;  // tokens that share one pass over a panel
+inline constexpr int64_t matmul_scratch_floats(int64_t panels) {
+  return kTokenBlock * kPanelRows * panels + kGroup * kPanelRows;
+}
+
+// New tokens of one sequence in one head: their keys and values enter the cache, then each attends to all up to itself.
+struct AttentionArgs {
+  const float* q = nullptr;  // (count, stride): query, key and value of this head
+  const float* k = nullptr;
+  const float* v = nullptr;
+  int64_t stride = 0;
+  float query_scale = 1.0f;
+  int64_t count = 0;
+  int64_t first_position = 0;
+  const int32_t* blocks = nullptr;  // (context / 16) block ids of the sequence
+  // Cache of this layer and head; block b begins at cache + b * block_stride elements of kv_dtype and holds keys as
+  // (head_dim, 16 positions), then values as (16 positions, padded head_dim).
+  uint8_t* cache = nullptr;
+  int64_t block_stride = 0;
+  DType kv_dtype = DType::kF32;
+  int64_t head_dim = 0;
+  float* out = nullptr;  // (count, out_stride)
+  int64_t out_stride = 0;
+  float* scratch = nullptr;  // attention_scratch_floats
+};
+
+inline constexpr int64_t kQueryTile = 4;
+inline constexpr int64_t attention_scratch_floats(int64_t context, int64_t head_dim) {
+  return kQueryTile * (round_up(context, 4 * kBlockTokens) + 2 * round_up(head_dim, kLanes));
+}
+
+}  // namespace optlm

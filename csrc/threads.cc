@@ -1,0 +1,73 @@
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace optlm {
+namespace {
+
+// Long enough to bridge the Python between two steps, short enough not to burn a core that others want.
+constexpr int kIdleSpins = 4000;
+// Members of a phase arrive within microseconds unless one lost its core; then the core is given away.
+constexpr int kBarrierSpins = 20000;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+}  // namespace
+
+Team::Team(int size) : size_(size) {
+  for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+}
+
+Team::~Team() {
+  stop_ = true;
+  job_.fetch_add(1, std::memory_order_release);
+  job_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Team::start(Function function, void* context) {
+  if (size_ == 1) return function(context, 0);
+  function_ = function;
+  context_ = context;
+  job_.fetch_add(1, std::memory_order_release);
+  job_.notify_all();
+  function(context, 0);
+  barrier();
+}
+
+void Team::work(int rank) {
+  uint32_t seen = 0;
+  while (true) {
+    for (int spin = 0; spin < kIdleSpins && job_.load(std::memory_order_acquire) == seen; ++spin) pause();
+    job_.wait(seen, std::memory_order_acquire);
+    ++seen;
+    if (stop_) return;
+    function_(context_, rank);
+    barrier();
+  }
+}
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; phase_.load(std::memory_order_acquire) == phase; ++spin) {
+    if (spin < kBarrierSpins) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+}  // namespace optlm

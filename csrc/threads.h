@@ -1,0 +1,52 @@
+// A team of threads that run one function together and meet at barriers.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace optlm {
+
+struct Range {
+  int64_t begin, end;
+};
+
+// The part of `count` items that falls to `rank`; parts differ by at most one and keep the order.
+inline Range share(int64_t count, int rank, int size) { return {count * rank / size, count * (rank + 1) / size}; }
+
+class Team {
+ public:
+  explicit Team(int size);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // Calls body(rank) once in each of `size` threads, the caller's among them, and returns when all are done.
+  template <class Body>
+  void run(Body&& body) {
+    start([](void* context, int rank) { (*static_cast<std::remove_reference_t<Body>*>(context))(rank); }, &body);
+  }
+
+  // Inside run: returns when every member has called it. What was written before is visible after.
+  void barrier();
+
+ private:
+  using Function = void (*)(void*, int);
+  void start(Function function, void* context);
+  void work(int rank);
+
+  const int size_;
+  Function function_ = nullptr;
+  void* context_ = nullptr;
+  bool stop_ = false;
+  alignas(64) std::atomic<uint32_t> job_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace optlm

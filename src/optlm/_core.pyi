@@ -1,0 +1,56 @@
+"""Types of the compiled core; the arrays and their checks are described in csrc/bindings.cc."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_TOKENS: int
+
+def instruction_set(isa: str = "auto") -> str: ...
+
+class Model:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        num_layers: int,
+        ffn_dim: int,
+        num_heads: int,
+        max_positions: int,
+        embed_dim: int,
+        norm_before: bool,
+        final_norm: bool,
+        tied: bool,
+        activation: str,
+        dtype: str,
+        kv_dtype: str,
+        num_blocks: int,
+        max_batch_tokens: int,
+        threads: int,
+        isa: str = "auto",
+    ) -> None: ...
+    def load(
+        self, name: str, data: NDArray[np.uint8], dtype: str, rows: int, cols: int
+    ) -> None: ...
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        seq_starts: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        rows: NDArray[np.int32],
+        logits: NDArray[np.float32] | None,
+        hidden: NDArray[np.float32] | None,
+    ) -> None: ...
+    def head(self, hidden: NDArray[np.float32], logits: NDArray[np.float32]) -> None: ...
+    def copy_blocks(self, source: NDArray[np.int32], target: NDArray[np.int32]) -> None: ...
+    def set_skip_zeros(self, on: bool) -> None: ...
+    def active_share(self) -> float: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def bytes_per_token(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def instruction_set(self) -> str: ...

@@ -1,0 +1,141 @@
+"""The `Runner` on the compiled core (`optlm._core`): packed weights, paged cache, no PyTorch.
+
+Letters: T new tokens, B sequences, M blocks a table, R logit rows, V vocabulary, E embedding width.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optlm import _core
+from optlm.checkpoint import Checkpoint
+from optlm.config import OPTConfig
+from optlm.errors import BackendError, CheckpointError
+
+__all__ = ["NativeRunner", "available_threads"]
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+
+class NativeRunner:
+    """See `optlm.engine.runner.Runner`. Every number is the same, however tokens are batched.
+
+    Args:
+        dtype: "f32", "bf16" or "int8", the format of the matrices; vectors stay float32.
+        threads: None takes every core this process may use.
+        kv_dtype: "f32" or "f16"; None is "f32" for f32 weights and "f16" otherwise.
+        isa: "auto", "reference", "avx2" or "avx512".
+
+    Raises:
+        BackendError: an instruction set this machine lacks, or not enough memory.
+        CheckpointError: weights that hold NaN or infinity, all named.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str,
+        num_blocks: int,
+        max_batch_tokens: int,
+        threads: int | None = None,
+        kv_dtype: str | None = None,
+        isa: str = "auto",
+    ) -> None:
+        self.config: OPTConfig = checkpoint.config
+        self.num_blocks = num_blocks
+        self.block_size = int(_core.BLOCK_TOKENS)
+        self.max_batch_tokens = max_batch_tokens
+        self.dtype = dtype
+        try:
+            self.core = _new_model(
+                checkpoint.config,
+                dtype=dtype,
+                kv_dtype=kv_dtype or ("f32" if dtype == "f32" else "f16"),
+                num_blocks=num_blocks,
+                max_batch_tokens=max_batch_tokens,
+                threads=threads or available_threads(),
+                isa=isa,
+            )
+        except (ValueError, MemoryError) as error:
+            raise BackendError(f"the native backend cannot start: {error}") from error
+        _load_weights(self.core, checkpoint)
+
+    def forward(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        logit_rows: Int32,
+    ) -> Float32:  # fmt: skip
+        logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
+        self.core.forward(tokens, positions, seq_starts, block_tables, logit_rows, logits, None)
+        return logits
+
+    def forward_hidden(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        logit_rows: Int32,
+    ) -> tuple[Float32, Float32]:  # fmt: skip
+        hidden = np.empty((len(tokens), self.config.embed_dim), np.float32)
+        every = np.arange(len(tokens), dtype=np.int32)
+        self.core.forward(tokens, positions, seq_starts, block_tables, every, None, hidden)
+        logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
+        if len(logit_rows):
+            self.core.head(np.ascontiguousarray(hidden[logit_rows]), logits)
+        return logits, hidden
+
+    def copy_blocks(self, source: Int32, target: Int32) -> None:
+        self.core.copy_blocks(source, target)
+
+
+def available_threads() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _new_model(
+    config: OPTConfig,
+    *,
+    dtype: str,
+    kv_dtype: str,
+    num_blocks: int,
+    max_batch_tokens: int,
+    threads: int,
+    isa: str,
+) -> _core.Model:
+    return _core.Model(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        ffn_dim=config.ffn_dim,
+        num_heads=config.num_attention_heads,
+        max_positions=config.max_position_embeddings,
+        embed_dim=config.embed_dim,
+        norm_before=config.do_layer_norm_before,
+        final_norm=config.has_final_layer_norm,
+        tied=config.tie_word_embeddings,
+        activation=config.activation_function,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        num_blocks=num_blocks,
+        max_batch_tokens=max_batch_tokens,
+        threads=threads,
+        isa=isa,
+    )
+
+
+def _load_weights(core: _core.Model, checkpoint: Checkpoint) -> None:
+    faults = []
+    for name, tensor in checkpoint.tensors.items():
+        raw = tensor.raw()
+        rows, cols = (*raw.shape, 1)[:2]
+        try:
+            core.load(name, raw.reshape(-1).view(np.uint8), tensor.dtype, rows, cols)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
+        raise CheckpointError(f"{checkpoint.folder}: " + "; ".join(faults[:10]) + more)

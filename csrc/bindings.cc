@@ -127,7 +127,8 @@ NB_MODULE(_core, m) {
           [](Model* self, int64_t vocab_size, int64_t hidden_size, int64_t num_layers, int64_t ffn_dim,
              int64_t num_heads, int64_t max_positions, int64_t embed_dim, bool norm_before, bool final_norm, bool tied,
              const std::string& activation, const std::string& dtype, const std::string& kv_dtype, int64_t num_blocks,
-             int64_t max_batch_tokens, int threads, const std::string& isa) {
+             const std::string& positions_dtype, int64_t max_batch_tokens, int threads, const std::string& isa,
+             std::optional<RawBytes> packed) {
             ModelConfig c;
             c.vocab_size = vocab_size;
             c.hidden_size = hidden_size;
@@ -142,6 +143,7 @@ NB_MODULE(_core, m) {
             c.activation = parse_activation(activation);
             c.dtype = parse_dtype(dtype);
             c.kv_dtype = parse_dtype(kv_dtype);
+            c.positions_dtype = parse_dtype(positions_dtype);
             c.num_blocks = num_blocks;
             c.max_batch_tokens = max_batch_tokens;
             const bool formats = c.dtype != DType::kF16 && (c.kv_dtype == DType::kF32 || c.kv_dtype == DType::kF16);
@@ -149,12 +151,16 @@ NB_MODULE(_core, m) {
             if (threads < 1 || threads > 1024 || num_blocks < 1 || max_batch_tokens < 1) {
               throw std::invalid_argument("threads, num_blocks and max_batch_tokens must be positive");
             }
-            new (self) Model(c, kernels_for(isa), threads);
+            // Packed weights are only ever read: load() refuses to write over them.
+            auto* bytes = packed ? const_cast<uint8_t*>(packed->data()) : nullptr;
+            new (self) Model(c, kernels_for(isa), threads, bytes, packed ? static_cast<int64_t>(packed->size()) : 0);
           },
+          nb::keep_alive<1, 20>(),
           nb::kw_only(), nb::arg("vocab_size"), nb::arg("hidden_size"), nb::arg("num_layers"), nb::arg("ffn_dim"),
           nb::arg("num_heads"), nb::arg("max_positions"), nb::arg("embed_dim"), nb::arg("norm_before"),
           nb::arg("final_norm"), nb::arg("tied"), nb::arg("activation"), nb::arg("dtype"), nb::arg("kv_dtype"),
-          nb::arg("num_blocks"), nb::arg("max_batch_tokens"), nb::arg("threads"), nb::arg("isa") = "auto")
+          nb::arg("num_blocks"), nb::arg("positions_dtype"), nb::arg("max_batch_tokens"), nb::arg("threads"),
+          nb::arg("isa") = "auto", nb::arg("packed").noconvert().none() = nb::none())
       .def("load", &load, nb::arg("name"), nb::arg("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"))
       .def("forward", &forward, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
            nb::arg("seq_starts").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("rows").noconvert(),
@@ -163,7 +169,14 @@ NB_MODULE(_core, m) {
       .def("copy_blocks", &copy_blocks, nb::arg("source").noconvert(), nb::arg("target").noconvert())
       .def("set_skip_zeros", &Model::set_skip_zeros, nb::arg("on"))
       .def("active_share", &Model::active_share)
-      .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def_prop_ro(
+          "weights",
+          [](Model& model) {
+            const Arena& weights = model.weights();
+            return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
+                weights.data(), {static_cast<size_t>(weights.bytes())});
+          },
+          nb::rv_policy::reference_internal)
       .def_prop_ro("bytes_per_token", &Model::bytes_per_token)
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("instruction_set", [](const Model& model) { return std::string(model.kernels().name); });

@@ -22,6 +22,14 @@ void Arena::reserve(int64_t bytes, bool huge_pages) {
 #endif
 }
 
+void Arena::borrow(uint8_t* data, int64_t bytes) {
+  assert(data_ == nullptr);
+  data_ = data;
+  reserved_ = bytes;
+  used_ = 0;
+  borrowed_ = true;
+}
+
 uint8_t* Arena::take(int64_t bytes) {
   const int64_t begin = used_;
   used_ += piece(bytes);
@@ -31,7 +39,7 @@ uint8_t* Arena::take(int64_t bytes) {
 }
 
 Arena::~Arena() {
-  if (data_ != nullptr) munmap(data_, reserved_);
+  if (data_ != nullptr && !borrowed_) munmap(data_, reserved_);
 }
 
 }  // namespace optlm

@@ -16,10 +16,13 @@ class Arena {
 
   // Throws std::bad_alloc when the system refuses.
   void reserve(int64_t bytes, bool huge_pages);
+  // Hands out pieces of memory that somebody else owns and keeps, instead of its own. 64-byte aligned.
+  void borrow(uint8_t* data, int64_t bytes);
   uint8_t* take(int64_t bytes);
   float* take_floats(int64_t count) { return reinterpret_cast<float*>(take(count * 4)); }
   int64_t bytes() const { return used_; }
   uint8_t* data() const { return data_; }
+  bool borrowed() const { return borrowed_; }
 
   static constexpr int64_t piece(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -27,6 +30,7 @@ class Arena {
   uint8_t* data_ = nullptr;
   int64_t reserved_ = 0;
   int64_t used_ = 0;
+  bool borrowed_ = false;
 };
 
 }  // namespace optlm

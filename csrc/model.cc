@@ -4,10 +4,11 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 namespace optlm {
 
-Model::Model(const ModelConfig& config, const Kernels& kernels, int threads)
+Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uint8_t* packed, int64_t packed_bytes)
     : config_(config), kernels_(kernels), team_(threads) {
   head_dim_ = config_.hidden_size / config_.num_heads;
   width_ = round_up(config_.hidden_size, kGroup);
@@ -16,7 +17,14 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads)
   qkv_section_ = round_up(config_.hidden_size, kPanelRows);
   layers_.resize(config_.num_layers);
   place_weights();
-  weights_.reserve(weights_.bytes(), true);
+  if (packed == nullptr) {
+    weights_.reserve(weights_.bytes(), true);
+  } else if (packed_bytes == weights_.bytes()) {
+    weights_.borrow(packed, packed_bytes);
+  } else {
+    throw std::invalid_argument("the packed weights have " + std::to_string(packed_bytes) + " bytes; this model needs " +
+                                std::to_string(weights_.bytes()));
+  }
   place_weights();
   place_buffers();
   buffers_.reserve(buffers_.bytes(), false);
@@ -36,7 +44,7 @@ void Model::place(Linear& linear, int64_t rows, int64_t cols, Layout layout) {
 void Model::place(Norm& norm) {
   norm.weight = weights_.take_floats(config_.hidden_size);
   norm.bias = weights_.take_floats(config_.hidden_size);
-  if (norm.weight != nullptr) std::fill_n(norm.weight, config_.hidden_size, 1.0f);
+  if (norm.weight != nullptr && !weights_.borrowed()) std::fill_n(norm.weight, config_.hidden_size, 1.0f);
 }
 
 void Model::place_weights() {
@@ -51,6 +59,8 @@ void Model::place_weights() {
     place(project_in_, d, e, Layout::kPanels);
     place(project_out_, e, d, Layout::kPanels);
   }
+  const int64_t positions = (config_.max_positions + config_.position_offset) * d;
+  positions_ = weights_.take(positions * element_bytes(config_.positions_dtype));
   if (config_.final_norm) place(final_norm_);
   for (Layer& layer : layers_) {
     place(layer.attention_norm);
@@ -130,19 +140,24 @@ bool Model::pack(const Source& source, const Target& target) {
   return std::all_of(finite.begin(), finite.end(), [](char ok) { return ok; });
 }
 
+bool Model::load_positions(const Source& source) {
+  const int64_t row_bytes = source.cols * element_bytes(source.dtype);
+  std::memcpy(positions_, source.data, source.rows * row_bytes);
+  std::vector<float> row(source.cols);
+  for (int64_t r = 0; r < source.rows; ++r) {
+    kernels_.to_float(positions_ + r * row_bytes, source.dtype, source.cols, row.data());
+    if (!std::isfinite(kernels_.max_abs(row.data(), source.cols))) return false;
+  }
+  return true;
+}
+
 std::string Model::load(const std::string& name, const Source& source) {
+  if (weights_.borrowed()) return "cannot be loaded over packed weights";
   if (name == "model.decoder.embed_positions.weight") {
-    const int64_t rows = config_.max_positions + config_.position_offset;
-    if (source.rows != rows || source.cols != config_.hidden_size) return "has the wrong shape";
-    positions_.resize(rows * source.cols * element_bytes(source.dtype));
-    std::memcpy(positions_.data(), source.data, positions_.size());
-    positions_dtype_ = source.dtype;
-    std::vector<float> row(source.cols);
-    for (int64_t r = 0; r < rows; ++r) {
-      kernels_.to_float(positions_.data() + r * source.cols * element_bytes(source.dtype), source.dtype, source.cols, row.data());
-      if (!std::isfinite(kernels_.max_abs(row.data(), source.cols))) return "holds NaN or infinity";
-    }
-    return {};
+    const bool fits = source.rows == config_.max_positions + config_.position_offset &&
+                      source.cols == config_.hidden_size && source.dtype == config_.positions_dtype;
+    if (!fits) return "has the wrong shape or dtype";
+    return load_positions(source) ? "" : "holds NaN or infinity";
   }
   const Target target = find(name);
   if (target.w == nullptr && target.vector == nullptr) return "is not part of this model";
@@ -230,11 +245,11 @@ void Model::embed(const Batch& batch, int rank) {
     team_.barrier();
     multiply(project_in_, embed_, batch.num_tokens, x_, width_, Epilogue::kStore, rank);
   }
-  const int64_t row_bytes = config_.hidden_size * element_bytes(positions_dtype_);
+  const int64_t row_bytes = config_.hidden_size * element_bytes(config_.positions_dtype);
   float* position = scratch_[rank];
   for (int64_t t = part.begin; t < part.end; ++t) {
-    const uint8_t* row = positions_.data() + (batch.positions[t] + config_.position_offset) * row_bytes;
-    kernels_.to_float(row, positions_dtype_, config_.hidden_size, position);
+    const uint8_t* row = positions_ + (batch.positions[t] + config_.position_offset) * row_bytes;
+    kernels_.to_float(row, config_.positions_dtype, config_.hidden_size, position);
     for (int64_t d = 0; d < config_.hidden_size; ++d) x_[t * width_ + d] += position[d];
   }
   team_.barrier();

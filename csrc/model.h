@@ -28,6 +28,7 @@ struct ModelConfig {
 
   DType dtype = DType::kInt8;
   DType kv_dtype = DType::kF16;
+  DType positions_dtype = DType::kF32;  // the position table is kept as the checkpoint stores it
   int64_t num_blocks = 0;
   int64_t max_batch_tokens = 0;
 };
@@ -64,7 +65,9 @@ struct Layer {
 
 class Model {
  public:
-  Model(const ModelConfig& config, const Kernels& kernels, int threads);
+  // `packed`: the weights() of a model of the same config, 64-byte aligned and kept by the caller; or null, and every
+  // tensor must be given to load().
+  Model(const ModelConfig& config, const Kernels& kernels, int threads, uint8_t* packed, int64_t packed_bytes);
 
   // Copies one tensor of the checkpoint, converting to the model's format. An empty string when all is well, else
   // what is wrong with it.
@@ -83,7 +86,8 @@ class Model {
   const ModelConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   int threads() const { return team_.size(); }
-  int64_t weight_bytes() const { return weights_.bytes(); }
+  // All weights in the form that runs, as one piece of memory.
+  const Arena& weights() const { return weights_; }
   // Bytes of the matrices one decoded token reads when nothing is skipped.
   int64_t bytes_per_token() const;
   void set_skip_zeros(bool on) { skip_zeros_ = on; }
@@ -112,6 +116,7 @@ class Model {
   void place(Norm& norm);
   Target find(const std::string& name);
   bool pack(const Source& source, const Target& target);
+  bool load_positions(const Source& source);
 
   void run_rank(const Batch& batch, int rank);
   void embed(const Batch& batch, int rank);
@@ -131,8 +136,7 @@ class Model {
 
   Linear embedding_, head_, project_in_, project_out_;  // head_ is the embedding when tied
   Norm final_norm_;
-  std::vector<uint8_t> positions_;  // (S + 2, D) as the checkpoint stores it
-  DType positions_dtype_ = DType::kF32;
+  uint8_t* positions_ = nullptr;  // (S + 2, D)
   std::vector<Layer> layers_;
   bool skip_zeros_ = true;
 

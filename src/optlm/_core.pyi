@@ -25,9 +25,11 @@ class Model:
         dtype: str,
         kv_dtype: str,
         num_blocks: int,
+        positions_dtype: str,
         max_batch_tokens: int,
         threads: int,
         isa: str = "auto",
+        packed: NDArray[np.uint8] | None = None,
     ) -> None: ...
     def load(
         self, name: str, data: NDArray[np.uint8], dtype: str, rows: int, cols: int
@@ -47,7 +49,7 @@ class Model:
     def set_skip_zeros(self, on: bool) -> None: ...
     def active_share(self) -> float: ...
     @property
-    def weight_bytes(self) -> int: ...
+    def weights(self) -> NDArray[np.uint8]: ...
     @property
     def bytes_per_token(self) -> int: ...
     @property

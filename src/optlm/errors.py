@@ -47,12 +47,23 @@ class Fault:
     """One thing that is wrong with a checkpoint."""
 
     code: str  # stable and machine-readable, such as "missing-tensor"
-    severity: str = "error"  # "error": will not load or gives wrong numbers; "warning": worth a look
+    severity: str = "error"  # "error": does not load or gives wrong numbers; "warning": look at it
     where: str  # file, tensor or configuration key
     message: str
 
+    def __post_init__(self) -> None:
+        for name in ("where", "message"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
+
     def __str__(self) -> str:
         return f"{self.where}: {self.message} [{self.code}]"
+
+
+def _printable(text: str, limit: int = 500) -> str:
+    """`text` on one line, cut, without control characters: it quotes files that may be hostile."""
+    if len(text) > limit:
+        text = text[: limit - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class CheckpointError(OptlmError):

@@ -6,16 +6,17 @@ Letters: T new tokens, B sequences, M blocks a table, R logit rows, V vocabulary
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optlm import _core
-from optlm.checkpoint import Checkpoint
+from optlm.checkpoint import Checkpoint, save_packed
 from optlm.config import OPTConfig
 from optlm.errors import BackendError, CheckpointError
 
-__all__ = ["NativeRunner", "available_threads"]
+__all__ = ["NativeRunner", "available_threads", "pack"]
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -51,6 +52,12 @@ class NativeRunner:
         self.block_size = int(_core.BLOCK_TOKENS)
         self.max_batch_tokens = max_batch_tokens
         self.dtype = dtype
+        packed = checkpoint.packed
+        if packed is not None and packed.dtype != dtype:
+            raise BackendError(
+                f"{checkpoint.folder} holds weights packed as {packed.dtype}, not {dtype}; "
+                f"use dtype='{packed.dtype}' or 'auto'"
+            )
         try:
             self.core = _new_model(
                 checkpoint.config,
@@ -60,10 +67,13 @@ class NativeRunner:
                 max_batch_tokens=max_batch_tokens,
                 threads=threads or available_threads(),
                 isa=isa,
+                positions_dtype=_positions_dtype(checkpoint),
+                packed=None if packed is None else packed.data,
             )
         except (ValueError, MemoryError) as error:
             raise BackendError(f"the native backend cannot start: {error}") from error
-        _load_weights(self.core, checkpoint)
+        if packed is None:
+            _load_weights(self.core, checkpoint)
 
     def forward(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
@@ -89,6 +99,23 @@ class NativeRunner:
         self.core.copy_blocks(source, target)
 
 
+def pack(checkpoint: Checkpoint, folder: str | Path, dtype: str) -> Path:
+    """Write `checkpoint` as a packed folder, which loads in milliseconds.
+
+    Raises:
+        CheckpointError: weights that hold NaN or infinity; a folder that holds other weights.
+    """
+    runner = NativeRunner(checkpoint, dtype=dtype, num_blocks=1, max_batch_tokens=1)
+    return save_packed(
+        folder,
+        checkpoint.config,
+        runner.core.weights,
+        dtype=dtype,
+        positions_dtype=_positions_dtype(checkpoint),
+        tokenizer_from=checkpoint.folder,
+    )
+
+
 def available_threads() -> int:
     """Cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
@@ -105,6 +132,8 @@ def _new_model(
     max_batch_tokens: int,
     threads: int,
     isa: str,
+    positions_dtype: str,
+    packed: NDArray[np.uint8] | None,
 ) -> _core.Model:
     return _core.Model(
         vocab_size=config.vocab_size,
@@ -124,7 +153,15 @@ def _new_model(
         max_batch_tokens=max_batch_tokens,
         threads=threads,
         isa=isa,
+        positions_dtype=positions_dtype,
+        packed=packed,
     )
+
+
+def _positions_dtype(checkpoint: Checkpoint) -> str:
+    if checkpoint.packed is not None:
+        return checkpoint.packed.positions_dtype
+    return checkpoint.tensors["model.decoder.embed_positions.weight"].dtype
 
 
 def _load_weights(core: _core.Model, checkpoint: Checkpoint) -> None:

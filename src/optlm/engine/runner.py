@@ -1,0 +1,189 @@
+"""`Runner`: one forward pass over flat arrays, the only boundary between bookkeeping and
+arithmetic.
+
+Letters: T new tokens of all sequences, B sequences, M blocks a table, R logit rows, V vocabulary, E
+embedding width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optlm.config import OPTConfig
+from optlm.errors import BackendError, RequestError
+
+if TYPE_CHECKING:
+    from optlm.checkpoint import Checkpoint
+
+__all__ = ["Backend", "DType", "Runner", "RunnerOptions", "make_runner"]
+
+Backend = Literal["auto", "native", "torch"]
+DType = Literal["auto", "f32", "bf16", "int8"]
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+BLOCK_SIZE = 16
+_DEFAULT_CONTEXTS = 16  # full contexts the KV cache holds by default, within _DEFAULT_BYTES
+_DEFAULT_BYTES = 1 << 30
+
+
+class Runner(Protocol):
+    """Owns the weights, the KV cache and all scratch memory.
+
+    The keys and values of every new token are written before it is attended to, so position p sees
+    0..p; earlier positions of its sequence must be in the cache. Numbers of a token depend on the
+    tokens before it and on nothing
+    else: bit by bit with the native runner, within float rounding with the torch one.
+    """
+
+    config: OPTConfig
+    num_blocks: int  # blocks in the KV cache
+    block_size: int  # tokens a block
+    max_batch_tokens: int  # most tokens one call may carry
+
+    def forward(
+        self,
+        tokens: Int32,  # (T,) new tokens of all sequences, back to back
+        positions: Int32,  # (T,) index of each in its own sequence, from 0
+        seq_starts: Int32,  # (B+1,) sequence b owns tokens[seq_starts[b]:seq_starts[b+1]]
+        block_tables: Int32,  # (B, M) position p lives in block_tables[b, p // block_size]
+        logit_rows: Int32,  # (R,) which of the T tokens want logits, ascending; may be empty
+    ) -> Float32:
+        """Return a fresh, writable array (R, V) of logits."""
+        ...
+
+    def forward_hidden(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        logit_rows: Int32,
+    ) -> tuple[Float32, Float32]:  # fmt: skip
+        """Return the logits (R, V) and, of all T tokens, the vectors (T, E) that the head
+        multiplies.
+        """
+        ...
+
+    def copy_blocks(self, source: Int32, target: Int32) -> None:
+        """Copy keys and values of all layers of block source[i] to target[i] (no block is in
+        both).
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions:
+    """What `make_runner` lets the user choose; the KV cache's size in blocks or in bytes, not
+    both.
+    """
+
+    dtype: DType = "auto"
+    threads: int | None = None
+    backend: Backend = "auto"
+    device: str | None = None  # torch only; None: a GPU if there is one
+    max_batch_tokens: int = 512
+    num_blocks: int | None = None
+    kv_cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("dtype", get_args(DType)), ("backend", get_args(Backend))):
+            if getattr(self, name) not in allowed:
+                raise RequestError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}"
+                )
+        for name, high in (("threads", 1024), ("max_batch_tokens", 2**20), ("num_blocks", 2**30),
+                           ("kv_cache_bytes", 2**50)):  # fmt: skip
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+                raise RequestError(
+                    f"{name} is {value!r}; it must be a whole number from 1 to {high}"
+                )
+        if self.num_blocks is not None and self.kv_cache_bytes is not None:
+            raise RequestError("num_blocks and kv_cache_bytes both size the KV cache; give one")
+
+
+def make_runner(checkpoint: Checkpoint, options: RunnerOptions) -> Runner:
+    """Load a checkpoint into the backend that is there.
+
+    Raises:
+        BackendError: the backend is not installed, or cannot do what was asked.
+    """
+    backend = _choose_backend(options.backend)
+    dtype = _exact_dtype(checkpoint) if options.dtype == "auto" else options.dtype
+    num_blocks = _num_blocks(checkpoint.config, options, dtype)
+    if backend == "native":
+        from optlm.engine.native_runner import NativeRunner
+
+        if options.device not in (None, "cpu"):
+            raise BackendError(
+                f"the native backend has no device {options.device!r}; use backend='torch'"
+            )
+        native: Runner = NativeRunner(
+            checkpoint,
+            dtype=dtype,
+            threads=options.threads,
+            num_blocks=num_blocks,
+            max_batch_tokens=options.max_batch_tokens,
+        )
+        return native
+    from optlm.engine.torch_runner import TorchRunner
+
+    return TorchRunner(
+        checkpoint,
+        dtype=dtype,
+        threads=options.threads,
+        device=options.device,
+        num_blocks=num_blocks,
+        max_batch_tokens=options.max_batch_tokens,
+    )
+
+
+def _choose_backend(wanted: Backend) -> Literal["native", "torch"]:
+    has_native = importlib.util.find_spec("optlm._core") is not None
+    has_torch = importlib.util.find_spec("torch") is not None
+    if wanted in ("auto", "native") and has_native:
+        return "native"
+    if wanted in ("auto", "torch") and has_torch:
+        return "torch"
+    if wanted == "native":
+        raise BackendError(
+            "optlm's compiled core is not installed; reinstall optlm with a C++20 compiler"
+        )
+    if wanted == "torch":
+        raise BackendError("PyTorch is not installed; run: pip install 'optlm[train]'")
+    raise BackendError(
+        "nothing here can run a model: install a C++20 compiler and reinstall optlm, "
+        "or run: pip install 'optlm[train]' for PyTorch"
+    )
+
+
+def _exact_dtype(checkpoint: Checkpoint) -> str:
+    """The smallest format that holds the stored weights without rounding them."""
+    if checkpoint.packed is not None:
+        return checkpoint.packed.dtype
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    return "bf16" if stored == {"BF16"} else "f32"
+
+
+def _num_blocks(config: OPTConfig, options: RunnerOptions, dtype: str) -> int:
+    """Blocks of the KV cache: as asked, else for 16 full contexts, at most 1 GiB, at least one
+    context.
+    """
+    if options.num_blocks is not None:
+        return options.num_blocks
+    context_blocks = -(-config.max_position_embeddings // BLOCK_SIZE)
+    block_bytes = BLOCK_SIZE * config.kv_bytes_per_token("f32" if dtype == "f32" else "bf16")
+    if options.kv_cache_bytes is not None:
+        if options.kv_cache_bytes < block_bytes:
+            raise RequestError(
+                f"kv_cache_bytes is {options.kv_cache_bytes}; one block of {BLOCK_SIZE} tokens "
+                f"takes {block_bytes} (a full context {context_blocks * block_bytes})"
+            )
+        return options.kv_cache_bytes // block_bytes
+    return max(
+        context_blocks, min(_DEFAULT_CONTEXTS * context_blocks, _DEFAULT_BYTES // block_bytes)
+    )

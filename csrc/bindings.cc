@@ -146,8 +146,10 @@ NB_MODULE(_core, m) {
             c.positions_dtype = parse_dtype(positions_dtype);
             c.num_blocks = num_blocks;
             c.max_batch_tokens = max_batch_tokens;
-            const bool formats = c.dtype != DType::kF16 && (c.kv_dtype == DType::kF32 || c.kv_dtype == DType::kF16);
-            if (!formats) throw std::invalid_argument("weights are f32, bf16 or int8; keys and values f32 or f16");
+            if (c.kv_dtype != DType::kF32 && c.kv_dtype != DType::kF16) {
+              throw std::invalid_argument("keys and values are f32 or f16");
+            }
+            if (c.positions_dtype == DType::kInt8) throw std::invalid_argument("the position table is not quantised");
             if (threads < 1 || threads > 1024 || num_blocks < 1 || max_batch_tokens < 1) {
               throw std::invalid_argument("threads, num_blocks and max_batch_tokens must be positive");
             }

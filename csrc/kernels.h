@@ -14,9 +14,6 @@ struct Kernels {
   // n numbers of dtype (f32, f16, bf16) to float.
   void (*to_float)(const void* source, DType dtype, int64_t n, float* target);
 
-  // Round to the nearest bfloat16, ties to even.
-  void (*to_bf16)(const float* source, int64_t n, uint16_t* target);
-
   // Largest magnitude; 0 for n = 0. NaN and infinity come back as infinity.
   float (*max_abs)(const float* x, int64_t n);
 

@@ -27,10 +27,6 @@ void to_float(const void* source, DType dtype, int64_t n, float* target) {
   for (int64_t i = 0; i < n; ++i) target[i] = dtype == DType::kF16 ? half_to_float(bits[i]) : bf16_to_float(bits[i]);
 }
 
-void to_bf16(const float* source, int64_t n, uint16_t* target) {
-  for (int64_t i = 0; i < n; ++i) target[i] = float_to_bf16(source[i]);
-}
-
 float max_abs(const float* x, int64_t n) {
   float largest = 0.0f;
   for (int64_t i = 0; i < n; ++i) {
@@ -100,6 +96,12 @@ T stored(const Matrix& w, int64_t row, int64_t col) {
   return base[col / 4 * 4 * kPanelRows + r * 4 + col % 4];
 }
 
+float float_weight(const Matrix& w, int64_t row, int64_t col) {
+  if (w.dtype == DType::kF32) return stored<float>(w, row, col);
+  const uint16_t bits = stored<uint16_t>(w, row, col);
+  return w.dtype == DType::kF16 ? half_to_float(bits) : bf16_to_float(bits);
+}
+
 // Products of one group are summed first; the totals of the groups are summed in order.
 float dot_int8(const Matrix& w, const Activations& in, int64_t row, int64_t t) {
   float total = 0.0f;
@@ -118,9 +120,7 @@ float dot_float(const Matrix& w, const Activations& in, int64_t row, int64_t t) 
   for (int64_t g = 0; g < in.groups; ++g) {
     float sum = 0.0f;
     for (int64_t i = g * kGroup; i < (g + 1) * kGroup; ++i) {
-      const float weight =
-          w.dtype == DType::kF32 ? stored<float>(w, row, i) : bf16_to_float(stored<uint16_t>(w, row, i));
-      sum = std::fma(in.x[t * in.groups * kGroup + i], weight, sum);
+      sum = std::fma(in.x[t * in.groups * kGroup + i], float_weight(w, row, i), sum);
     }
     total += sum;
   }
@@ -217,8 +217,8 @@ void attention(const AttentionArgs& a) {
 }  // namespace
 
 const Kernels& reference_kernels() {
-  static const Kernels table{"reference", to_float,   to_bf16,  max_abs, quantize_weights,
-                             layer_norm,  quantize,   matmul,   attention};
+  static const Kernels table{"reference", to_float, max_abs, quantize_weights, layer_norm,
+                             quantize,    matmul,   attention};
   return table;
 }
 

@@ -39,8 +39,6 @@ void convert(const void* source, DType dtype, int64_t n, float* target) {
   reference_kernels().to_float(bits + whole, dtype, n - whole, target + whole);
 }
 
-void to_bf16(const float* source, int64_t n, uint16_t* target) { reference_kernels().to_bf16(source, n, target); }
-
 float max_abs(const float* x, int64_t n) {
   const int64_t whole = n / kLanes * kLanes;
   // x * 0 is 0 for finite x and NaN otherwise; the sum tells of any that is not finite.
@@ -157,8 +155,13 @@ OPTLM_INLINE void group_int8(const uint8_t* w, const Activations& in, int64_t t,
   }
 }
 
+// The two 16-bit formats as types of their own, so that one template serves all.
+struct BFloat16 { uint16_t bits; };
+struct Half { uint16_t bits; };
+
 inline Float load_weights(const float* p) { return load(p); }
-inline Float load_weights(const uint16_t* p) { return load_bf16(p); }
+inline Float load_weights(const BFloat16* p) { return load_bf16(&p->bits); }
+inline Float load_weights(const Half* p) { return load_half(&p->bits); }
 
 // One group of one panel, float weights: `stride` elements from one input to the next.
 template <int N, class W>
@@ -437,7 +440,8 @@ void matmul(const MatmulArgs& a) {
   const bool by_input = a.w->layout == Layout::kByInput;
   switch (a.w->dtype) {
     case DType::kInt8: return by_input ? matmul_int8_by_input(a) : matmul_int8_panels(a);
-    case DType::kBF16: return by_input ? matmul_float_by_input<uint16_t>(a) : matmul_float_panels<uint16_t>(a);
+    case DType::kBF16: return by_input ? matmul_float_by_input<BFloat16>(a) : matmul_float_panels<BFloat16>(a);
+    case DType::kF16: return by_input ? matmul_float_by_input<Half>(a) : matmul_float_panels<Half>(a);
     default: return by_input ? matmul_float_by_input<float>(a) : matmul_float_panels<float>(a);
   }
 }
@@ -447,8 +451,8 @@ void matmul(const MatmulArgs& a) {
 }  // namespace
 
 static const Kernels& table() {
-  static const Kernels kernels{"" OPTLM_ISA_NAME, convert,    to_bf16,  max_abs, quantize_weights,
-                               layer_norm,        quantize,   matmul,   attention};
+  static const Kernels kernels{"" OPTLM_ISA_NAME, convert, max_abs, quantize_weights, layer_norm,
+                               quantize,          matmul,  attention};
   return kernels;
 }
 

@@ -38,9 +38,10 @@ void place_row(const Kernels& kernels, Matrix& w, int64_t row, const float* x, f
   if (w.dtype == DType::kF32) {
     float* target = column_start<float>(w, row);
     for (int64_t c = 0; c < cols; ++c) target[c * step] = x[c];
-  } else if (w.dtype == DType::kBF16) {
+  } else if (w.dtype != DType::kInt8) {
     uint16_t* target = column_start<uint16_t>(w, row);
-    for (int64_t c = 0; c < cols; ++c) target[c * step] = float_to_bf16(x[c]);
+    const auto narrow = w.dtype == DType::kF16 ? float_to_half : float_to_bf16;
+    for (int64_t c = 0; c < cols; ++c) target[c * step] = narrow(x[c]);
   } else {
     const bool zero = largest < 1e-30f;
     w.scales[row] = zero ? 0.0f : largest / 127.0f;
@@ -77,8 +78,9 @@ void read_row(const Matrix& w, int64_t row, float* out) {
   for (int64_t c = 0; c < w.cols; ++c) {
     if (w.dtype == DType::kF32) {
       out[c] = reinterpret_cast<const float*>(base)[c * kPanelRows + r];
-    } else if (w.dtype == DType::kBF16) {
-      out[c] = bf16_to_float(reinterpret_cast<const uint16_t*>(base)[c * kPanelRows + r]);
+    } else if (w.dtype != DType::kInt8) {
+      const uint16_t bits = reinterpret_cast<const uint16_t*>(base)[c * kPanelRows + r];
+      out[c] = w.dtype == DType::kF16 ? half_to_float(bits) : bf16_to_float(bits);
     } else {
       const int32_t byte = base[c / 4 * 256 + 4 * r + c % 4];
       out[c] = static_cast<float>(byte - kWeightZero) * w.scales[row];

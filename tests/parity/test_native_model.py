@@ -23,7 +23,7 @@ from optlm.engine.native_runner import NativeRunner  # noqa: E402
 from optlm.model import OPT  # noqa: E402
 
 Float32 = NDArray[np.float32]
-DTYPES = ["f32", "bf16", "int8"]
+DTYPES = ["f32", "f16", "bf16", "int8"]
 NUM_BLOCKS = 24
 
 
@@ -74,7 +74,7 @@ def test_f32_equals_pytorch(folders: dict[str, Path], variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.02), ("int8", 0.06)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f16", 0.003), ("bf16", 0.02), ("int8", 0.06)])
 def test_smaller_formats_stay_close(
     folders: dict[str, Path], variant: str, dtype: str, tolerance: float
 ) -> None:

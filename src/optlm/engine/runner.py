@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "DType", "Runner", "RunnerOptions", "make_runner"]
 
 Backend = Literal["auto", "native", "torch"]
-DType = Literal["auto", "f32", "bf16", "int8"]
+DType = Literal["auto", "f32", "f16", "bf16", "int8"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
@@ -113,7 +113,7 @@ def make_runner(checkpoint: Checkpoint, options: RunnerOptions) -> Runner:
         BackendError: the backend is not installed, or cannot do what was asked.
     """
     backend = _choose_backend(options.backend)
-    dtype = _exact_dtype(checkpoint) if options.dtype == "auto" else options.dtype
+    dtype = _exact_dtype(checkpoint, backend) if options.dtype == "auto" else options.dtype
     num_blocks = _num_blocks(checkpoint.config, options, dtype)
     if backend == "native":
         from optlm.engine.native_runner import NativeRunner
@@ -161,12 +161,14 @@ def _choose_backend(wanted: Backend) -> Literal["native", "torch"]:
     )
 
 
-def _exact_dtype(checkpoint: Checkpoint) -> str:
-    """The smallest format that holds the stored weights without rounding them."""
+def _exact_dtype(checkpoint: Checkpoint, backend: str) -> str:
+    """The smallest format of the backend that holds the stored weights without rounding them."""
     if checkpoint.packed is not None:
         return checkpoint.packed.dtype
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    return "bf16" if stored == {"BF16"} else "f32"
+    if stored == {"BF16"}:
+        return "bf16"
+    return "f16" if stored == {"F16"} and backend == "native" else "f32"
 
 
 def _num_blocks(config: OPTConfig, options: RunnerOptions, dtype: str) -> int:

@@ -23,7 +23,7 @@ def _available() -> list[str]:
 
 
 ISAS = _available()
-DTYPES = ["f32", "bf16", "int8"]
+DTYPES = ["f32", "f16", "bf16", "int8"]
 
 
 def numbers(shape: tuple[int, ...], seed: int = 0, scale: float = 1.0) -> Float32:
@@ -82,7 +82,7 @@ def test_reference_is_the_product(dtype: str, by_input: bool) -> None:
     weights, x, bias = numbers((90, 200)), numbers((4, 200), 1), numbers((90,), 2)
     got = product("reference", weights, x, bias, dtype=dtype, by_input=by_input)
     want = x.astype(np.float64) @ weights.astype(np.float64).T + bias
-    tolerance = {"f32": 1e-5, "bf16": 0.15, "int8": 0.6}[dtype]
+    tolerance = {"f32": 1e-5, "f16": 0.02, "bf16": 0.15, "int8": 0.6}[dtype]
     assert np.abs(got - want).max() < tolerance
 
 

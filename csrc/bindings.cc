@@ -5,6 +5,10 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <optional>
 #include <stdexcept>
 
@@ -120,6 +124,11 @@ NB_MODULE(_core, m) {
   m.def(
       "instruction_set", [](const std::string& isa) { return std::string(kernels_for(isa).name); },
       nb::arg("isa") = "auto");
+  m.def("trim_heap", [] {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+  });
   bind_kernels(m.def_submodule("kernels", "Single kernels, for tests."));
   nb::class_<Model>(m, "Model")
       .def(

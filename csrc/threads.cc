@@ -9,8 +9,9 @@ namespace {
 
 // Long enough to bridge the Python between two steps, short enough not to burn a core that others want.
 constexpr int kIdleSpins = 4000;
-// Members of a phase arrive within microseconds unless one lost its core; then the core is given away.
-constexpr int kBarrierSpins = 20000;
+// Members of a phase arrive within microseconds, unless two share a core: then spinning keeps the late one from
+// arriving, and the core must be given away.
+constexpr int kBarrierSpins = 300;
 
 void pause() {
 #if defined(__x86_64__)

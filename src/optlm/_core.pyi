@@ -7,6 +7,8 @@ BLOCK_TOKENS: int
 
 def instruction_set(isa: str = "auto") -> str: ...
 
+def trim_heap() -> None: ...
+
 class Model:
     def __init__(
         self,

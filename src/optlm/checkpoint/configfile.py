@@ -111,7 +111,7 @@ def _lacking(values: dict[str, Any]) -> list[Fault]:
     return [
         _fault("config-lacks-key", key, "is missing, and has no default that fits every model")
         for key in _REQUIRED
-        if key not in values
+        if values.get(key) is None
     ]
 
 

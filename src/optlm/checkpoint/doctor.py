@@ -18,6 +18,7 @@ from optlm.checkpoint.files import present
 from optlm.checkpoint.jsonfile import read_object
 from optlm.checkpoint.load import resolve
 from optlm.checkpoint.names import fit, to_hugging_face
+from optlm.checkpoint.packed import PACKED_NAME, read_packed
 from optlm.checkpoint.save import CONFIG_DTYPES
 from optlm.checkpoint.settings import config_from_settings
 from optlm.checkpoint.tensor import WEIGHT_DTYPES, Array, Tensor, is_finite, same_bits
@@ -46,8 +47,12 @@ def diagnose(source: str | Path) -> list[Fault]:
     except OptlmError as error:
         return faults_of(error, source)
     config, faults = examine_config(folder / "config.json")
-    weights, found = _examine_weights(folder)
-    faults += found
+    weights = None
+    if present(folder / PACKED_NAME):
+        faults += _packed_faults(folder, config)
+    else:
+        weights, found = _examine_weights(folder)
+        faults += found
     if weights is not None and weights.settings is not None and not present(folder / "config.json"):
         config, faults = _config_of(weights, folder)
     if weights is not None:
@@ -67,6 +72,19 @@ def _config_of(weights: Weights, folder: Path) -> tuple[OPTConfig | None, list[F
         return config_from_settings(weights.settings, weights.tensors, str(folder)), []
     except OptlmError as error:
         return None, faults_of(error, folder)
+
+
+def _packed_faults(folder: Path, config: OPTConfig | None) -> list[Fault]:
+    if config is None:
+        return []
+    try:
+        packed = read_packed(folder / PACKED_NAME, config)
+    except OptlmError as error:
+        return faults_of(error, folder)
+    if packed.is_intact():
+        return []
+    message = "its bytes are not those that were written; convert again"
+    return [Fault(code="packed-hash", where=PACKED_NAME, message=message)]
 
 
 def _examine_weights(folder: Path) -> tuple[Weights | None, list[Fault]]:

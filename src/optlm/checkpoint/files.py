@@ -33,9 +33,31 @@ def map_file(path: Path) -> Array:
     return np.frombuffer(mapped, np.uint8)
 
 
+def forget_pages(array: Array) -> None:
+    """Let the file under a mapped array leave this process's memory; a later read maps it again.
+
+    Arrays that are not mapped are left alone.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
 def present(path: Path) -> bool:
     """True if the name is there at all, be it a link that leads nowhere."""
     return os.path.lexists(path)
+
+
+def list_folder(folder: Path) -> list[str]:
+    """Names of a folder's entries, sorted."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise fault_error("unreadable", folder, f"cannot be listed: {error}") from error
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -9,19 +9,23 @@ drifted apart are not one model.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from optlm.checkpoint.faults import error_of, fault_error
+from optlm.checkpoint.files import list_folder
+from optlm.checkpoint.flat import FLAT, Shard, unflatten
 from optlm.checkpoint.names import split_fused
 from optlm.checkpoint.tensor import Array, Tensor, same_bits
 from optlm.checkpoint.torchzip import open_torch, tensors_of
 from optlm.errors import Fault
 
-_PART = re.compile(r"(?P<stem>.*)-model_part-(?P<part>\d{1,4})(?:-shard(?P<shard>\d{1,4}))?\.pt")
+_PART = re.compile(
+    r"(?P<stem>.*?)(?:-model_part-(?P<part>\d{1,4}))?(?:-shard(?P<shard>\d{1,4}))?\.pt"
+)
 _AXIS_0 = re.compile(r".*(embed_tokens\.weight|fc1\.(weight|bias)|[kvq]_proj\.(weight|bias))")
 _AXIS_1 = re.compile(r".*(fc2|out_proj)\.weight")
 _HEAD = re.compile(r".*output_projection\.weight")
@@ -35,57 +39,59 @@ class MetaseqModel:
     settings: object
 
 
-def find_parts(folder: Path) -> list[Path]:
-    """The ``.pt`` files of a folder in the order of their part numbers; empty when there are none.
+def find_parts(folder: Path) -> list[list[Path]]:
+    """The ``.pt`` files of a folder: a list of FSDP shards for each model part, in order.
+
+    Empty when there are none.
 
     Raises:
-        CheckpointError: several models in one folder, a part that is missing, or FSDP shards.
+        CheckpointError: several models in one folder, or a part or shard that is missing.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".pt")
-    numbered = {path: match for path in files if (match := _PART.fullmatch(path.name))}
-    if not numbered:
-        if len(files) > 1:
-            raise fault_error(
-                "several-models",
-                folder,
-                "holds several .pt files, and no single one is the model: "
-                + ", ".join(path.name for path in files[:5]),
-            )
-        return files
-    stems = sorted({match["stem"] for match in numbered.values()})
+    files = sorted(name for name in list_folder(folder) if name.endswith(".pt"))
+    matches = [match for name in files if (match := _PART.fullmatch(name))]
+    stems = sorted({match["stem"] for match in matches})
     if len(stems) > 1:
-        raise fault_error("several-models", folder, f"holds parts of several models: {stems[:5]}")
-    if any(match["shard"] not in (None, "0") for match in numbered.values()):
-        raise fault_error("fsdp-shards", folder, "holds FSDP shards; merge them with metaseq first")
-    parts = sorted(numbered, key=lambda path: int(numbered[path]["part"]))
-    present = [int(numbered[path]["part"]) for path in parts]
-    if present != list(range(len(parts))):
-        message = f"holds the model parts {present}; they must run from 0 without a gap"
+        message = f"holds .pt files of several models: {', '.join(stems[:5])}"
+        raise fault_error("several-models", folder, message)
+    parts: dict[int, dict[int, Path]] = {}
+    for match in matches:
+        shards = parts.setdefault(int(match["part"] or 0), {})
+        shards[int(match["shard"] or 0)] = folder / match.string
+    _check_row("model part", parts, folder)
+    for shards in parts.values():
+        _check_row("shard", shards, folder)
+    return [[shards[n] for n in sorted(shards)] for _, shards in sorted(parts.items())]
+
+
+def _check_row(kind: str, numbers: Iterable[int], folder: Path) -> None:
+    present = sorted(numbers)
+    if present != list(range(len(present))):
+        message = f"holds {kind}s {present[:20]}; they must run from 0 without a gap"
         raise fault_error("missing-part", folder, message)
-    return parts
 
 
-def read_metaseq(parts: Sequence[Path]) -> MetaseqModel:
-    """Read and join model-parallel parts.
+def read_metaseq(parts: Sequence[Sequence[Path]]) -> MetaseqModel:
+    """Read and join model-parallel parts, each of one or more shards.
 
     Raises:
-        CheckpointError: a part is broken, or the parts disagree; every such tensor is named.
+        CheckpointError: a file is broken, or the parts disagree; every such tensor is named.
     """
-    files = [open_torch(path) for path in parts]
-    states = []
-    for file in files:
-        root = file.root if isinstance(file.root, dict) else {}
-        states.append(tensors_of(file, root.get("model", file.root)))
-    flat = [name for name in states[0] if "flat_param" in name]
-    if flat:
-        message = (
-            f"{len(flat)} tensors are flattened by FSDP, which hides the order of the weights; "
-            "unflatten them with metaseq's reshard_fsdp script first"
-        )
-        raise fault_error("flat-parameters", parts[0].name, message)
-    first = files[0].root
+    states = [_read_part(shards) for shards in parts]
+    first = open_torch(parts[0][0]).root
     settings = (first.get("cfg") or first.get("args")) if isinstance(first, dict) else None
     return MetaseqModel(tensors=_join(states), settings=settings)
+
+
+def _read_part(paths: Sequence[Path]) -> dict[str, Tensor]:
+    shards = []
+    for path in paths:
+        file = open_torch(path)
+        root = file.root if isinstance(file.root, dict) else {}
+        tensors = tensors_of(file, root.get("model", file.root))
+        shards.append(Shard(file=path.name, tensors=tensors, metadata=root.get("shard_metadata")))
+    if len(shards) > 1 or any(FLAT in name for name in shards[0].tensors):
+        return unflatten(shards)
+    return dict(shards[0].tensors)
 
 
 def _join(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

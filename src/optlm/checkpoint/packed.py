@@ -8,7 +8,6 @@ header, then the engine's weight memory as it stands. What the bytes mean is the
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 from optlm.checkpoint.faults import fault_error
 from optlm.checkpoint.files import map_file
 from optlm.checkpoint.jsonfile import parse_object
-from optlm.checkpoint.save import atomic_file, copy_tokenizer
 from optlm.checkpoint.tensor import Array
 from optlm.config import OPTConfig
 
@@ -41,7 +39,7 @@ class PackedWeights:
 
     def is_intact(self) -> bool:
         """Read everything once and compare with the hash in the header."""
-        return hashlib.sha256(self.data.data).hexdigest() == self.sha256
+        return _sha256(self.data) == self.sha256
 
 
 def save_packed(
@@ -58,6 +56,8 @@ def save_packed(
     Raises:
         CheckpointError: the folder already holds weights in another form.
     """
+    from optlm.checkpoint.save import atomic_file, copy_tokenizer  # reading needs none of it
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     others = [
@@ -73,7 +73,7 @@ def save_packed(
         "dtype": dtype,
         "positions_dtype": positions_dtype,
         "bytes": data.size,
-        "sha256": hashlib.sha256(data.data).hexdigest(),
+        "sha256": _sha256(data),
         "config": dataclasses.asdict(config),
     }
     copy_tokenizer(Path(tokenizer_from), folder)
@@ -83,6 +83,12 @@ def save_packed(
     with atomic_file(folder / "config.json") as file:
         file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
     return folder
+
+
+def _sha256(data: Array) -> str:
+    import hashlib
+
+    return hashlib.sha256(data.data).hexdigest()
 
 
 def read_packed(path: Path, config: OPTConfig) -> PackedWeights:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optlm.checkpoint.faults import error_of, fault_error, faults_of
-from optlm.checkpoint.files import present
+from optlm.checkpoint.files import list_folder, present
 from optlm.checkpoint.jsonfile import read_object
 from optlm.checkpoint.metaseq import find_parts, read_metaseq
 from optlm.checkpoint.safetensors import read_safetensors
@@ -144,7 +144,7 @@ def _disagreements(
 
 def _extra_shards(folder: Path, index: Path, used: set[str]) -> list[Fault]:
     suffix = next(iter(used)).rsplit(".", 1)[-1]
-    present = {path.name for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name)}
+    present = {name for name in list_folder(folder) if SHARD_NAME.fullmatch(name)}
     return [
         Fault(code="extra-shard", where=name, message=f"is not mentioned in {index.name}")
         for name in sorted(present - used)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optlm import _core
-from optlm.checkpoint import Checkpoint, save_packed
+from optlm.checkpoint import Checkpoint
+from optlm.checkpoint.files import forget_pages
 from optlm.config import OPTConfig
 from optlm.errors import BackendError, CheckpointError
 
@@ -20,6 +21,8 @@ __all__ = ["NativeRunner", "available_threads", "pack"]
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+
+_MAPPED_AT_ONCE = 2**25  # bytes of the checkpoint's file that count as resident while it is loaded
 
 
 class NativeRunner:
@@ -74,6 +77,7 @@ class NativeRunner:
             raise BackendError(f"the native backend cannot start: {error}") from error
         if packed is None:
             _load_weights(self.core, checkpoint)
+        _core.trim_heap()  # parsed headers and vocabularies leave much behind
 
     def forward(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
@@ -105,6 +109,8 @@ def pack(checkpoint: Checkpoint, folder: str | Path, dtype: str) -> Path:
     Raises:
         CheckpointError: weights that hold NaN or infinity; a folder that holds other weights.
     """
+    from optlm.checkpoint import save_packed  # only here: what it needs to write files is large
+
     runner = NativeRunner(checkpoint, dtype=dtype, num_blocks=1, max_batch_tokens=1)
     return save_packed(
         folder,
@@ -166,13 +172,19 @@ def _positions_dtype(checkpoint: Checkpoint) -> str:
 
 def _load_weights(core: _core.Model, checkpoint: Checkpoint) -> None:
     faults = []
+    mapped = 0
     for name, tensor in checkpoint.tensors.items():
         raw = tensor.raw()
+        mapped += raw.nbytes
+        if mapped > _MAPPED_AT_ONCE:
+            forget_pages(raw)
+            mapped = 0
         rows, cols = (*raw.shape, 1)[:2]
         try:
             core.load(name, raw.reshape(-1).view(np.uint8), tensor.dtype, rows, cols)
         except ValueError as error:
             faults.append(str(error))
+    forget_pages(raw)
     if faults:
         more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
         raise CheckpointError(f"{checkpoint.folder}: " + "; ".join(faults[:10]) + more)

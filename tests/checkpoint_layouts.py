@@ -200,6 +200,49 @@ def write_parts(
     return paths
 
 
+def metaseq_flat_shards(folder: Path, config: OPTConfig, tensors: Tensors) -> None:
+    """Two model parts, each flattened per module and cut over three files, as FSDP saves them."""
+    write_config(folder, config)
+    named = metaseq_names(config, tensors, fused=True)
+    named.pop("decoder.output_projection.weight")
+    if not config.tie_word_embeddings:
+        named["decoder.output_projection.weight"] = tensors["lm_head.weight"]
+    for part, model in enumerate(split_parts(named, 2)):
+        for number, shard in enumerate(flat_shards(model, 3)):
+            torch.save(shard, folder / f"checkpoint_last-model_part-{part}-shard{number}.pt")
+
+
+def flat_shards(model: Tensors, count: int) -> list[dict[str, Any]]:
+    shards: list[dict[str, Any]] = [
+        {"model": {}, "shard_metadata": {"param_metadata": [], "buffer_names": ["decoder.version"]}}
+        for _ in range(count)
+    ]
+    version = model.pop("decoder.version")
+    layers = {".".join(name.split(".")[:3]) for name in model if ".layers." in name}
+    for path in ["", *sorted(layers)]:
+        inside = {
+            name: value
+            for name, value in model.items()
+            if (name.startswith(path + ".") if path else ".layers." not in name)
+        }
+        flat = torch.cat([value.flatten() for value in inside.values()])
+        pieces = list(flat.chunk(count))
+        padding = [len(pieces[0]) - len(piece) for piece in pieces]
+        for shard, piece, pad in zip(shards, pieces, padding, strict=True):
+            content = {
+                "names": tuple("_fpw_module." + name.removeprefix(path + ".") for name in inside),
+                "shapes": tuple(value.shape for value in inside.values()),
+                "numels": tuple(value.numel() for value in inside.values()),
+                "padding": pad,
+            }
+            key = f"{path}.flat_param_0" if path else "flat_param_0"
+            shard["model"][key] = torch.nn.functional.pad(piece, (0, pad)).clone()
+            entry = {"fsdp_path": path, "params": {"flat_param_0": content}}
+            shard["shard_metadata"]["param_metadata"].append(entry)
+            shard["model"]["decoder.version"] = version
+    return shards
+
+
 @contextmanager
 def fake_omegaconf() -> Iterator[Callable[[Any], Any]]:
     """Classes with omegaconf's names and layout, so that pickles refer to them as real ones do."""
@@ -239,6 +282,7 @@ LAYOUTS: dict[str, Writer] = {
         metaseq_single,
         metaseq_parts,
         metaseq_fused_parts,
+        metaseq_flat_shards,
     )
 }
 

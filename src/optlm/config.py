@@ -112,7 +112,7 @@ class OPTConfig:
                 )
         required = ("vocab_size", "hidden_size", "num_hidden_layers", "ffn_dim", "num_attention_heads",
                     "max_position_embeddings")  # fmt: skip
-        missing = [name for name in required if name not in kwargs]
+        missing = [name for name in required if values.get(name) is None]
         if missing:
             raise ConfigError(f"the model configuration lacks {', '.join(missing)}")
         return cls(**kwargs)
@@ -303,22 +303,24 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 # Keys that transformers and older tools write and that change nothing in the forward pass.
-_NO_EFFECT = frozenset(
-    """
-    _name_or_path _commit_hash _attn_implementation _attn_implementation_internal activation_dropout
-    architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id id2label label2id length_penalty max_length min_length no_repeat_ngram_size
-    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-    output_scores prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-    typical_p use_bfloat16 use_cache dropout_cls
-    _attn_implementation_autoset antemplate badwordsids formatoptns gradient_checkpointing
-    max_new_tokens newlinemode nobreakmodel renormalize_logits static_weights suffix welcome
-    """.split()
-)
+_NO_EFFECT = frozenset((
+    "_name_or_path", "_commit_hash", "_attn_implementation", "_attn_implementation_internal",
+    "activation_dropout", "architectures", "attn_implementation", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "chunk_size_feed_forward", "cross_attention_hidden_size",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "id2label", "label2id", "length_penalty",
+    "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states",
+    "output_scores", "prefix", "problem_type", "pruned_heads", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
+    "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16", "use_cache", "dropout_cls",
+    "_attn_implementation_autoset", "antemplate", "badwordsids", "formatoptns",
+    "gradient_checkpointing", "max_new_tokens", "newlinemode", "nobreakmodel",
+    "renormalize_logits", "static_weights", "suffix", "welcome",
+))  # fmt: skip
 
 
 # ---- the published family -------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from optlm.checkpoint.names import fit, to_hugging_face
 from optlm.checkpoint.packed import PACKED_NAME, read_packed
 from optlm.checkpoint.save import CONFIG_DTYPES
 from optlm.checkpoint.settings import config_from_settings
-from optlm.checkpoint.tensor import WEIGHT_DTYPES, Array, Tensor, is_finite, same_bits
+from optlm.checkpoint.tensor import WEIGHT_DTYPES, Array, Tensor, as_float, is_finite, same_bits
 from optlm.checkpoint.tokenizerfiles import examine_tokenizer
 from optlm.checkpoint.weights import Weights, read_weights
 from optlm.config import OPTConfig
@@ -117,7 +117,7 @@ def _number_faults(name: str, tensor: Tensor) -> list[Fault]:
     if not raw.size:
         return []
     if not is_finite(raw, tensor.dtype):
-        bits = _as_float(raw, tensor.dtype)
+        bits = as_float(raw, tensor.dtype)
         nan, infinite = int(np.isnan(bits).sum()), int(np.isinf(bits).sum())
         faults = []
         if nan:
@@ -148,10 +148,6 @@ def _odd_numbers(name: str, tensor: Tensor, raw: Array) -> list[Fault]:
         if largest < np.finfo(np.float32).tiny:
             return [_warning("subnormal", name, "has subnormal values only; scaled wrongly?")]
     return []
-
-
-def _as_float(raw: Array, dtype: str) -> Array:
-    return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
 
 
 def _repeated_layers(tensors: Mapping[str, Tensor]) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ def resolve(
 ) -> Path:
     """The local folder of `source`, downloaded if it names a hub model."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, false for names that are too long
         if revision is not None:
             raise fault_error(
                 "revision", path, "is a local folder; a revision applies to hub models only"
@@ -141,7 +142,7 @@ def resolve(
         return path
     from optlm.checkpoint.hub import download, is_hub_name  # its client takes time to import
 
-    if path.exists() or not is_hub_name(str(source)):
+    if os.path.lexists(path) or not is_hub_name(str(source)):
         raise fault_error(
             "no-folder", source, "is neither a folder nor a hub name such as facebook/opt-125m"
         )

@@ -10,11 +10,12 @@ fuses the three attention inputs in one `qkv_proj`, stored in the order K, V, Q.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from optlm.checkpoint.tensor import WEIGHT_DTYPES, Array, Tensor, same_bits
+from optlm.checkpoint.tensor import WEIGHT_DTYPES, Array, Tensor, as_float, same_bits
 from optlm.config import OPTConfig
 from optlm.errors import Fault, did_you_mean
 
@@ -104,6 +105,8 @@ def fit(named: Named, config: OPTConfig) -> tuple[dict[str, Tensor], list[Fault]
     tensors = dict(named.tensors)
     if config.tie_word_embeddings and HEAD in tensors:
         faults += _tied_head_faults(tensors.get(EMBEDDING), tensors.pop(HEAD))
+    for name in _neutral(tensors, shapes, config):
+        del tensors[name]
     faults += _missing(shapes.keys() - tensors.keys(), config)
     faults += _extra((name for name in tensors if name not in shapes), tensors, shapes, config)
     fitting = {}
@@ -114,6 +117,29 @@ def fit(named: Named, config: OPTConfig) -> tuple[dict[str, Tensor], list[Fault]
         faults += _tensor_faults(name, tensor, shape)
         fitting[name] = replace(tensor, name=name)
     return fitting, faults
+
+
+def _neutral(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, object], config: OPTConfig
+) -> list[str]:
+    """Stored weights that a model without biases or norm weights leaves out, with no effect at all.
+
+    Galactica was published as a plain OPT with such zeros and ones before configurations could say
+    so.
+    """
+    if config.enable_bias and config.layer_norm_elementwise_affine:
+        return []
+    full = dataclasses.replace(config, enable_bias=True, layer_norm_elementwise_affine=True)
+    found = []
+    for name, shape in full.parameter_shapes().items():
+        tensor = tensors.get(name)
+        if name in shapes or tensor is None:
+            continue
+        if tensor.shape == shape and tensor.dtype in WEIGHT_DTYPES:
+            effect = 0.0 if name.endswith(".bias") else 1.0
+            if (as_float(tensor.raw(), tensor.dtype) == effect).all():
+                found.append(name)
+    return found
 
 
 def _tensor_faults(name: str, tensor: Tensor, shape: tuple[int, ...]) -> list[Fault]:

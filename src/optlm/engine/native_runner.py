@@ -22,8 +22,6 @@ __all__ = ["NativeRunner", "available_threads", "pack"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
-_MAPPED_AT_ONCE = 2**25  # bytes of the checkpoint's file that count as resident while it is loaded
-
 
 class NativeRunner:
     """See `optlm.engine.runner.Runner`. Every number is the same, however tokens are batched.
@@ -172,19 +170,14 @@ def _positions_dtype(checkpoint: Checkpoint) -> str:
 
 def _load_weights(core: _core.Model, checkpoint: Checkpoint) -> None:
     faults = []
-    mapped = 0
     for name, tensor in checkpoint.tensors.items():
         raw = tensor.raw()
-        mapped += raw.nbytes
-        if mapped > _MAPPED_AT_ONCE:
-            forget_pages(raw)
-            mapped = 0
         rows, cols = (*raw.shape, 1)[:2]
         try:
             core.load(name, raw.reshape(-1).view(np.uint8), tensor.dtype, rows, cols)
         except ValueError as error:
             faults.append(str(error))
-    forget_pages(raw)
+        forget_pages(raw)  # else the whole file would count as resident when the last one is read
     if faults:
         more = f" (and {len(faults) - 10} more)" if len(faults) > 10 else ""
         raise CheckpointError(f"{checkpoint.folder}: " + "; ".join(faults[:10]) + more)

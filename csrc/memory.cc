@@ -13,12 +13,15 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 void Arena::reserve(int64_t bytes, bool huge_pages) {
   assert(data_ == nullptr);
   used_ = 0;
-  reserved_ = (bytes + kHugePage) / kHugePage * kHugePage;
-  void* data = mmap(nullptr, reserved_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<uint8_t*>(data);
+  mapped_ = bytes + kHugePage;  // room to begin at a multiple of a huge page
+  void* start = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (start == MAP_FAILED) throw std::bad_alloc();
+  mapping_ = static_cast<uint8_t*>(start);
+  data_ = mapping_ + (kHugePage - reinterpret_cast<uintptr_t>(mapping_) % kHugePage) % kHugePage;
+  reserved_ = bytes;
 #if defined(MADV_HUGEPAGE)
-  if (huge_pages) madvise(data, reserved_, MADV_HUGEPAGE);
+  // Not the last, partial page: it would count as resident in full.
+  if (huge_pages) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
 }
 
@@ -27,7 +30,6 @@ void Arena::borrow(uint8_t* data, int64_t bytes) {
   data_ = data;
   reserved_ = bytes;
   used_ = 0;
-  borrowed_ = true;
 }
 
 uint8_t* Arena::take(int64_t bytes) {
@@ -39,7 +41,7 @@ uint8_t* Arena::take(int64_t bytes) {
 }
 
 Arena::~Arena() {
-  if (data_ != nullptr && !borrowed_) munmap(data_, reserved_);
+  if (mapping_ != nullptr) munmap(mapping_, mapped_);
 }
 
 }  // namespace optlm

@@ -22,7 +22,7 @@ class Arena {
   float* take_floats(int64_t count) { return reinterpret_cast<float*>(take(count * 4)); }
   int64_t bytes() const { return used_; }
   uint8_t* data() const { return data_; }
-  bool borrowed() const { return borrowed_; }
+  bool borrowed() const { return data_ != nullptr && mapping_ == nullptr; }
 
   static constexpr int64_t piece(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -30,7 +30,8 @@ class Arena {
   uint8_t* data_ = nullptr;
   int64_t reserved_ = 0;
   int64_t used_ = 0;
-  bool borrowed_ = false;
+  uint8_t* mapping_ = nullptr;  // what the system gave; null when borrowed
+  int64_t mapped_ = 0;
 };
 
 }  // namespace optlm

@@ -11,7 +11,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder with the true OPT vocabulary, the corpus and the evaluation sets; skips when absent."""
+    """True OPT vocabulary, corpus and evaluation sets; skips when they are absent."""
     if not SHARED.is_dir():
         pytest.skip("no shared folder beside the repository")
     return SHARED

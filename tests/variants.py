@@ -65,7 +65,7 @@ def make_state(config: OPTConfig, seed: int = 0) -> State:
 
 
 def write_checkpoint(folder: Path, config: OPTConfig, state: State, *, dtype: str = "f32") -> Path:
-    """Write config.json, model.safetensors ("f32", "f16" or "bf16") and tokenizer.json; return `folder`."""
+    """Write config.json, model.safetensors (f32, f16 or bf16), tokenizer.json; return `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}

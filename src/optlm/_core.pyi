@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 BLOCK_TOKENS: int
 
 def instruction_set(isa: str = "auto") -> str: ...
-
 def trim_heap() -> None: ...
 
 class Model:

@@ -1,10 +1,10 @@
 """The OPT architecture as numbers: `OPTConfig`, the nine published sizes, exact counts.
 
-A configuration is checked on construction, so nothing is ever allocated for one that makes no sense.
+A configuration is checked on construction, so nothing is ever allocated for a senseless one.
 `OPTConfig.parameter_shapes` is the single list of what a checkpoint must hold.
 
-Letters: V vocabulary, D hidden size, E embedding width (`word_embed_proj_dim`), F feed-forward, L layers,
-S context.
+Letters: V vocabulary, D hidden size, E embedding width (`word_embed_proj_dim`), F feed-forward,
+L layers, S context.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class OPTConfig:
     num_attention_heads: int = 12
     max_position_embeddings: int = 2048
     word_embed_proj_dim: int | None = None  # None: the same as hidden_size
-    do_layer_norm_before: bool = True  # False only in the 350M: norm after the residual, no final norm
+    do_layer_norm_before: bool = (
+        True  # False only in the 350M: norm after the residual, no final norm
+    )
     remove_final_layer_norm: bool = False  # fine-tunes made before transformers 4.20.1
     enable_bias: bool = True  # False in Galactica
     layer_norm_elementwise_affine: bool = True  # False in Galactica
@@ -105,13 +107,14 @@ class OPTConfig:
             elif key in _FIXED:
                 if value not in _FIXED[key]:
                     allowed = " or ".join(repr(v) for v in _FIXED[key])
-                    raise ConfigError(f"{key} is {value!r}; this is not an OPT model (needs {allowed})")
+                    raise ConfigError(
+                        f"{key} is {value!r}; this is not an OPT model (needs {allowed})"
+                    )
             elif key not in _NO_EFFECT:
                 raise ConfigError(
                     f"unknown key {key!r} in the model configuration{did_you_mean(key, fields)}"
                 )
-        required = ("vocab_size", "hidden_size", "num_hidden_layers", "ffn_dim", "num_attention_heads",
-                    "max_position_embeddings")  # fmt: skip
+        required = tuple(name for name in _LIMITS if name != "word_embed_proj_dim")
         missing = [name for name in required if values.get(name) is None]
         if missing:
             raise ConfigError(f"the model configuration lacks {', '.join(missing)}")
@@ -122,7 +125,7 @@ class OPTConfig:
         """Read a ``config.json``.
 
         Raises:
-            ConfigError: the file is missing, no JSON object, repeats a key, or does not describe an OPT.
+            ConfigError: the file is missing, no JSON object, repeats a key, or is not of an OPT.
         """
         path = Path(path)
         try:
@@ -194,7 +197,10 @@ class OPTConfig:
         d, f, e = self.hidden_size, self.ffn_dim, self.embed_dim
         shapes: dict[str, tuple[int, ...]] = {
             "model.decoder.embed_tokens.weight": (self.vocab_size, e),
-            "model.decoder.embed_positions.weight": (self.max_position_embeddings + POSITION_OFFSET, d),
+            "model.decoder.embed_positions.weight": (
+                self.max_position_embeddings + POSITION_OFFSET,
+                d,
+            ),
         }
         if self.has_projections:
             shapes["model.decoder.project_in.weight"] = (d, e)
@@ -226,17 +232,14 @@ class OPTConfig:
 
     def parameter_count(self) -> int:
         """Exact number of stored parameters (a tied head counts once)."""
-        per_model = {name: shape for name, shape in self.parameter_shapes_of_one_layer().items()}
-        layer = sum(math.prod(s) for n, s in per_model.items() if ".layers." in n)
-        rest = sum(math.prod(s) for n, s in per_model.items() if ".layers." not in n)
+        # Counted on one layer: a list of all names would be long for a large model.
+        shapes = dataclasses.replace(self, num_hidden_layers=1).parameter_shapes()
+        layer = sum(math.prod(s) for name, s in shapes.items() if ".layers." in name)
+        rest = sum(math.prod(s) for name, s in shapes.items() if ".layers." not in name)
         return rest + layer * self.num_hidden_layers
 
-    def parameter_shapes_of_one_layer(self) -> dict[str, tuple[int, ...]]:
-        """`parameter_shapes` of the same model with a single layer: counting needs no long list."""
-        return dataclasses.replace(self, num_hidden_layers=1).parameter_shapes()
-
     def weight_bytes(self, dtype: str) -> int:
-        """Bytes of all weights in `dtype` ("f32", "f16", "bf16", "int8", "int4"), scales not counted."""
+        """Bytes of all weights in "f32", "f16", "bf16", "int8" or "int4"; scales not counted."""
         return math.ceil(self.parameter_count() * BYTES_PER_WEIGHT[dtype])
 
     def kv_bytes_per_token(self, dtype: str = "f16") -> int:
@@ -323,7 +326,7 @@ _NO_EFFECT = frozenset((
 ))  # fmt: skip
 
 
-# ---- the published family -------------------------------------------------------------------------
+# ---- the published family --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +338,9 @@ class PublishedSize:
     batch_tokens: int  # tokens a step
 
 
-def _size(layers: int, heads: int, width: int, rate: float, batch: int, **other: Any) -> PublishedSize:
+def _size(
+    layers: int, heads: int, width: int, rate: float, batch: int, **other: Any
+) -> PublishedSize:
     config = OPTConfig(
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -349,7 +354,9 @@ def _size(layers: int, heads: int, width: int, rate: float, batch: int, **other:
 # arXiv 2205.01068, Table 1; "M" there is 10^6 tokens.
 PUBLISHED: dict[str, PublishedSize] = {
     "125m": _size(12, 12, 768, 6.0e-4, 500_000),
-    "350m": _size(24, 16, 1024, 3.0e-4, 500_000, word_embed_proj_dim=512, do_layer_norm_before=False),
+    "350m": _size(
+        24, 16, 1024, 3.0e-4, 500_000, word_embed_proj_dim=512, do_layer_norm_before=False
+    ),
     "1.3b": _size(24, 32, 2048, 2.0e-4, 1_000_000),
     "2.7b": _size(32, 32, 2560, 1.6e-4, 1_000_000),
     "6.7b": _size(32, 32, 4096, 1.2e-4, 2_000_000),

@@ -1,5 +1,4 @@
-"""`Runner`: one forward pass over flat arrays, the only boundary between bookkeeping and
-arithmetic.
+"""`Runner`: one forward pass over flat arrays, the boundary of bookkeeping and arithmetic.
 
 Letters: T new tokens of all sequences, B sequences, M blocks a table, R logit rows, V vocabulary, E
 embedding width.
@@ -61,28 +60,22 @@ class Runner(Protocol):
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
         logit_rows: Int32,
     ) -> tuple[Float32, Float32]:  # fmt: skip
-        """Return the logits (R, V) and, of all T tokens, the vectors (T, E) that the head
-        multiplies.
-        """
+        """Return the logits (R, V) and, of all T tokens, what the head multiplies (T, E)."""
         ...
 
     def copy_blocks(self, source: Int32, target: Int32) -> None:
-        """Copy keys and values of all layers of block source[i] to target[i] (no block is in
-        both).
-        """
+        """Copy keys and values of block source[i] to target[i]; no block is in both."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerOptions:
-    """What `make_runner` lets the user choose; the KV cache's size in blocks or in bytes, not
-    both.
-    """
+    """What `make_runner` lets the user choose. The KV cache's size is in blocks or in bytes."""
 
     dtype: DType = "auto"
     threads: int | None = None
     backend: Backend = "auto"
-    device: str | None = None  # torch only; None: a GPU if there is one
+    device: str | None = None  # for PyTorch; None: a GPU if there is one
     max_batch_tokens: int = 512
     num_blocks: int | None = None
     kv_cache_bytes: int | None = None
@@ -112,7 +105,8 @@ def make_runner(checkpoint: Checkpoint, options: RunnerOptions) -> Runner:
     Raises:
         BackendError: the backend is not installed, or cannot do what was asked.
     """
-    backend = _choose_backend(options.backend)
+    on_other_device = options.backend == "auto" and options.device not in (None, "cpu")
+    backend = _choose_backend("torch" if on_other_device else options.backend)
     dtype = _exact_dtype(checkpoint, backend) if options.dtype == "auto" else options.dtype
     num_blocks = _num_blocks(checkpoint.config, options, dtype)
     if backend == "native":
@@ -172,9 +166,7 @@ def _exact_dtype(checkpoint: Checkpoint, backend: str) -> str:
 
 
 def _num_blocks(config: OPTConfig, options: RunnerOptions, dtype: str) -> int:
-    """Blocks of the KV cache: as asked, else for 16 full contexts, at most 1 GiB, at least one
-    context.
-    """
+    """Blocks of the KV cache: as asked, else 16 full contexts within 1 GiB, at least one."""
     if options.num_blocks is not None:
         return options.num_blocks
     context_blocks = -(-config.max_position_embeddings // BLOCK_SIZE)

@@ -1,0 +1,188 @@
+"""`AsyncLLM`: one engine on a thread of its own, many asyncio callers.
+
+The thread is the only one that touches the `LLM`. Callers talk to it through a queue of commands;
+results come back through each caller's event loop. A caller that goes away aborts its request. When
+the engine dies, everyone who waits is told, and later calls are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from optlm.engine.generation import Generation
+from optlm.engine.llm import LLM, join_scores
+from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
+from optlm.engine.params import SamplingParams
+from optlm.engine.prompts import OnePrompt
+from optlm.errors import EngineError
+
+__all__ = ["AsyncLLM"]
+
+
+class _Ticket:
+    """A caller that waits for what `collect` makes of its jobs after each step."""
+
+    def __init__(self, collect: Callable[[list[Generation]], Sequence[Any]]) -> None:
+        self.jobs: list[Generation] = []  # the engine thread's
+        self._collect = collect
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def finished(self) -> bool:
+        return all(job.finished for job in self.jobs)
+
+    def deliver(self) -> None:
+        failed = next((job.error for job in self.jobs if job.error is not None), None)
+        if failed is not None:
+            self.send(EngineError(failed))
+            return
+        for item in self._collect(self.jobs):
+            self.send(item)
+
+    def send(self, item: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
+
+    async def receive(self) -> Any:
+        item = await self._inbox.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+
+class AsyncLLM:
+    """Use as ``async with AsyncLLM(llm) as engine``; afterwards the `LLM` is free again.
+
+    Attributes:
+        error: why the engine no longer works; None while it does.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self.error: str | None = None
+        self._llm = llm
+        self._lock = threading.Lock()  # of `error` and `_tickets`
+        self._tickets: set[_Ticket] = set()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="optlm-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Abort what runs, tell who waits, and end the thread."""
+        self._commands.put(None)
+        self._thread.join()
+
+    async def generate(self, prompt: OnePrompt, params: SamplingParams) -> RequestOutput:
+        """Continue one prompt; see `LLM.generate`. Cancelling aborts the request."""
+        ticket = _Ticket(lambda jobs: [jobs[0].output()] if jobs[0].finished else [])
+        with self._serving(ticket, lambda: [self._llm.submit(prompt, params)]):
+            output: RequestOutput = await ticket.receive()
+            return output
+
+    async def stream(
+        self, prompt: OnePrompt, params: SamplingParams
+    ) -> AsyncGenerator[StreamOutput, None]:
+        """Yield increments of one prompt; see `LLM.stream`. Closing the iterator aborts it."""
+        ticket = _Ticket(lambda jobs: jobs[0].take())
+        with self._serving(ticket, lambda: [self._llm.submit(prompt, params, stream=True)]):
+            while True:
+                piece: StreamOutput = await ticket.receive()
+                yield piece
+                if piece.result is not None:
+                    return
+
+    async def score(
+        self,
+        text: OnePrompt,
+        *,
+        on_overflow: Literal["error", "windows"] = "error",
+        stride: int | None = None,
+    ) -> ScoreOutput:
+        """Score one text; see `LLM.score`."""
+        ticket = _Ticket(
+            lambda jobs: [join_scores(text, jobs)] if all(job.finished for job in jobs) else []
+        )
+        submit = partial(self._llm.submit_score, text, on_overflow, stride)
+        with self._serving(ticket, submit):
+            output: ScoreOutput = await ticket.receive()
+            return output
+
+    @contextlib.contextmanager
+    def _serving(self, ticket: _Ticket, submit: Callable[[], list[Generation]]) -> Iterator[None]:
+        """Have the engine thread submit a ticket's jobs; afterwards abort what is left of them."""
+        with self._lock:
+            if self.error is not None:
+                raise EngineError(self.error)
+            self._tickets.add(ticket)
+        self._commands.put(partial(self._submit, ticket, submit))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._tickets.discard(ticket)
+            self._commands.put(partial(self._abort, ticket))
+
+    # ---- on the engine thread ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        reason = "the engine was closed"
+        try:
+            while self._obey():
+                self._llm.step()
+                self._deliver()
+            with self._lock:
+                tickets = list(self._tickets)
+            for ticket in tickets:
+                self._abort(ticket)
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            reason = f"the engine failed: {type(error).__name__}: {error}"
+        with self._lock:
+            self.error = reason
+            tickets = list(self._tickets)
+        for ticket in tickets:
+            ticket.send(EngineError(reason))
+
+    def _obey(self) -> bool:
+        """Carry out the commands that wait; without work wait for one. False: the end."""
+        while not (self._commands.empty() and self._llm.has_work):
+            command = self._commands.get()
+            if command is None:
+                return False
+            command()
+        return True
+
+    def _deliver(self) -> None:
+        with self._lock:
+            tickets = [ticket for ticket in self._tickets if ticket.jobs]
+        for ticket in tickets:
+            ticket.deliver()
+            if ticket.finished:
+                ticket.jobs = []
+
+    def _submit(self, ticket: _Ticket, submit: Callable[[], list[Generation]]) -> None:
+        try:
+            ticket.jobs = submit()
+        except Exception as error:  # a request that cannot be read harms nobody else
+            ticket.send(error)
+            return
+        if ticket.finished:  # nothing to run, as with max_tokens=0
+            ticket.deliver()
+            ticket.jobs = []
+
+    def _abort(self, ticket: _Ticket) -> None:
+        for job in ticket.jobs:
+            if not job.finished:
+                self._llm.abort(job)
+        ticket.jobs = []

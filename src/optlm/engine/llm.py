@@ -1,0 +1,397 @@
+"""`LLM`: what users hold. Texts in, texts or log-probabilities out, one `step` after another.
+
+Not safe to call from two threads at a time; `optlm.engine.aio` gives one engine to many callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optlm.assets import bundled_model
+from optlm.config import OPTConfig
+from optlm.engine.batch import BatchArrays
+from optlm.engine.blocks import BlockPool
+from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
+from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
+from optlm.engine.params import SamplingParams
+from optlm.engine.prompts import OnePrompt, Prompts, as_params, as_prompts, naming_prompt
+from optlm.engine.request import Request, admit_prompt, as_token_ids
+from optlm.engine.runner import Backend, DType, Runner, RunnerOptions, make_runner
+from optlm.engine.scheduler import Scheduler
+from optlm.engine.search import Search, make_search
+from optlm.engine.windows import join_windows, plan_windows
+from optlm.errors import CheckpointError, EngineError, RequestError
+
+__all__ = ["LLM"]
+
+_ONLY_READ = SamplingParams(temperature=0, max_tokens=0)
+_MAX_SEQUENCES = 256
+_LOGIT_ROWS = 256  # rows of V logits in memory at a time
+
+
+class LLM:
+    """A model ready to generate and score.
+
+    Args:
+        model: a folder, a name on the hub, or None for the bundled model.
+        dtype: format of the weights in memory; "auto" is the smallest that holds the stored ones
+            exactly.
+        threads: CPU threads; None lets the backend choose.
+        backend: "native", "torch", or "auto" for the first of them that is installed.
+        device: for PyTorch, such as "cuda"; None takes a GPU if there is one.
+        max_batch_tokens: most tokens of one forward pass; longer prompts are read in chunks.
+        num_blocks, kv_cache_bytes: size of the KV cache, in blocks of 16 tokens or in bytes
+            (default: 16 full contexts, at most 1 GiB).
+        prefix_cache: reuse the computed beginnings of earlier prompts.
+        tokenizer: "auto" takes the one beside the weights; a folder; a tokenizer; None for token
+            ids only.
+
+    Raises:
+        CheckpointError, ConfigError, TokenizerError: the files cannot be used.
+        BackendError: no backend here can run this.
+        RequestError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        dtype: DType = "auto",
+        threads: int | None = None,
+        backend: Backend = "auto",
+        device: str | None = None,
+        max_batch_tokens: int = 512,
+        num_blocks: int | None = None,
+        kv_cache_bytes: int | None = None,
+        prefix_cache: bool = True,
+        tokenizer: TextTokenizer | Path | str | None = "auto",
+    ) -> None:
+        options = RunnerOptions(
+            dtype=dtype,
+            threads=threads,
+            backend=backend,
+            device=device,
+            max_batch_tokens=max_batch_tokens,
+            num_blocks=num_blocks,
+            kv_cache_bytes=kv_cache_bytes,
+        )
+        from optlm.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(_bundled() if model is None else model)
+        found = _tokenizer(tokenizer, checkpoint.folder, checkpoint.config)
+        self._start(make_runner(checkpoint, options), found, prefix_cache)
+
+    @classmethod
+    def from_runner(
+        cls, runner: Runner, tokenizer: TextTokenizer | None = None, *, prefix_cache: bool = True
+    ) -> LLM:
+        """Build on a runner made elsewhere."""
+        llm = cls.__new__(cls)
+        llm._start(runner, tokenizer, prefix_cache)
+        return llm
+
+    def _start(self, runner: Runner, tokenizer: TextTokenizer | None, prefix_cache: bool) -> None:
+        self.config: OPTConfig = runner.config
+        self.tokenizer = tokenizer
+        self._runner = runner
+        self._prefix_cache = prefix_cache
+        self._max_sequences = min(_MAX_SEQUENCES, runner.max_batch_tokens)
+        context = self.config.max_position_embeddings
+        self._max_blocks = -(-context // runner.block_size)
+        self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
+        self._arrivals = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        """Start with empty queues and an empty cache."""
+        runner = self._runner
+        self._searches: list[Search] = []  # the first is under way
+        self._scheduler = Scheduler(
+            BlockPool(runner.num_blocks, runner.block_size),
+            max_batch_tokens=runner.max_batch_tokens,
+            max_sequences=self._max_sequences,
+            max_logit_rows=max(_LOGIT_ROWS, self._max_sequences),
+            prefix_cache=self._prefix_cache,
+        )
+
+    # ---- whole jobs ----------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Continue each prompt; all run together, results come in the order given.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            params: for all prompts, or one for each.
+
+        Raises:
+            RequestError: a prompt or parameter that cannot be served; nothing has run then.
+        """
+        each = as_prompts(prompts)
+        options = as_params(params, len(each))
+        jobs: list[Generation] = []
+        first = self._arrivals
+        try:
+            for index, (prompt, wanted) in enumerate(zip(each, options, strict=True)):
+                with naming_prompt(index, len(each)):
+                    jobs.append(self.submit(prompt, wanted))
+            self._run(jobs)
+        except BaseException:
+            self._abandon(range(first, self._arrivals))
+            raise
+        return [job.output() for job in jobs]
+
+    def stream(
+        self, prompt: OnePrompt, params: SamplingParams | None = None
+    ) -> Iterator[StreamOutput]:
+        """Continue one prompt and yield text as it becomes certain.
+
+        The texts of an output join to its final text: no half characters, nothing of a stop
+        string. Closing the iterator early aborts the request.
+
+        Raises:
+            RequestError: at once, not at the first item.
+        """
+        return self._stream(self.submit(prompt, params or SamplingParams(), stream=True))
+
+    def _stream(self, job: Generation) -> Iterator[StreamOutput]:
+        try:
+            while True:
+                finished = job.finished  # other calls may step the engine between two items
+                yield from job.take()
+                job.check()
+                if finished:
+                    return
+                self._advance(job)
+        finally:
+            if not job.finished:
+                self._abandon(range(job.arrival, job.arrival + 1))
+
+    def score(
+        self,
+        texts: Prompts,
+        *,
+        on_overflow: Literal["error", "windows"] = "error",
+        stride: int | None = None,
+    ) -> list[ScoreOutput]:
+        """Return the log-probability of every token given those before it; all texts run together.
+
+        Args:
+            texts: a text, a list of token ids, or a list of either.
+            on_overflow: a text longer than the context is an "error", or scored in overlapping
+                "windows".
+            stride: tokens that each window after the first scores; default half the context.
+
+        Raises:
+            RequestError: a text that cannot be scored.
+        """
+        each = as_prompts(texts)
+        parts: list[list[Generation]] = []
+        jobs: list[Generation] = []
+        first = self._arrivals
+        try:
+            for index, text in enumerate(each):
+                with naming_prompt(index, len(each)):
+                    parts.append(self.submit_score(text, on_overflow, stride))
+                    jobs += parts[-1]
+            self._run(jobs)
+        except BaseException:
+            self._abandon(range(first, self._arrivals))
+            raise
+        return [join_scores(text, part) for text, part in zip(each, parts, strict=True)]
+
+    # ---- one step ------------------------------------------------------------------------------
+
+    def submit(
+        self, prompt: OnePrompt, params: SamplingParams, *, stream: bool = False
+    ) -> Generation:
+        """Queue one prompt; `step` works on it until its `finished` is true."""
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params must be SamplingParams, not {type(params).__name__}")
+        params.check_vocabulary(self.config.vocab_size)
+        if stream and params.num_samples > params.n:
+            raise RequestError("best_of chooses among finished samples, so they cannot be streamed")
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer; use stop_token_ids")
+        tokens, cut = admit_prompt(prompt, self.tokenizer, params, self.config)
+        text = prompt if isinstance(prompt, str) else None
+        return self._queue(Prompt(text, tokens, cut), params, streams=stream)
+
+    def submit_score(
+        self, text: OnePrompt, on_overflow: str, stride: int | None
+    ) -> list[Generation]:
+        """Queue one text, window by window; `join_scores` makes the result."""
+        context = self.config.max_position_embeddings
+        token_ids = as_token_ids(text, self.tokenizer, self.config)
+        jobs = []  # the first is the longest: if the cache is too small, it is refused before all
+        for window in plan_windows(
+            token_ids,
+            context=context,
+            bos=self.config.bos_token_id,
+            on_overflow=on_overflow,
+            stride=stride,
+        ):
+            prompt = Prompt(None, window.token_ids, 0)
+            jobs.append(self._queue(prompt, _ONLY_READ, score_from=window.score_from))
+        return jobs
+
+    def abort(self, job: Generation) -> None:
+        """Stop a job and free its blocks; what it has stays, finish_reason is "abort"."""
+        for sample in job.samples:
+            self._scheduler.remove(sample.request)
+        for search in [search for search in self._searches if search.generation is job]:
+            self._drop_search(search)
+        job.end("abort")
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting or self._searches)
+
+    def step(self) -> None:
+        """Schedule, run, sample, postprocess: one forward pass for requests, one for a search."""
+        if self._searches:
+            self._step_search()
+        scheduled = self._scheduler.schedule()
+        if scheduled:
+            logits = self._runner.forward(*self._arrays.fill(scheduled))
+            self._accept(scheduled, logits)
+            self._scheduler.complete(scheduled)
+            self._retire(scheduled)
+
+    def check_integrity(self) -> None:
+        """Assert the invariants of scheduler and block pool."""
+        tables = [table for search in self._searches for table in search.branches.tables]
+        self._scheduler.check_integrity(tables)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _step_search(self) -> None:
+        search = self._searches[0]
+        search.step()
+        if search.generation.finished:
+            self._drop_search(search)
+
+    def _drop_search(self, search: Search) -> None:
+        self._searches.remove(search)
+        search.branches.release()
+
+    def _accept(self, scheduled: list[Request], logits: NDArray[np.float32]) -> None:
+        """Give each sequence its logits: of prompt tokens, and the last to choose a token."""
+        row = 0
+        for request in scheduled:
+            end = request.num_computed + request.num_scheduled
+            first = max(request.num_computed, request.next_row)
+            if end <= first:
+                continue
+            sample: Sample = request.owner
+            chooses = end == len(request.tokens) < request.max_total
+            num_prompt_rows = end - first - chooses
+            if num_prompt_rows:
+                sample.generation.accept_prompt_rows(logits[row : row + num_prompt_rows], first)
+                row += num_prompt_rows
+            if chooses:
+                sample.accept(logits[row])
+                row += 1
+            elif end == len(request.tokens):
+                sample.end("length")
+
+    def _retire(self, scheduled: list[Request]) -> None:
+        """Remove finished sequences; queue the samples that waited for their prompt."""
+        for request in scheduled:
+            sample: Sample = request.owner
+            job = sample.generation
+            if job.lacks_samples and request.num_computed >= request.num_prompt and not job.error:
+                for other in job.start_others():
+                    self._scheduler.add(other.request)
+            if sample.finish_reason is not None:
+                self._scheduler.remove(request)
+
+    def _queue(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        streams: bool = False,
+        score_from: int | None = None,
+    ) -> Generation:
+        job = Generation(
+            self._arrivals,
+            prompt,
+            params,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            max_blocks=self._max_blocks,
+            streams=streams,
+            score_from=score_from,
+        )
+        self._arrivals += 1
+        if job.finished:
+            return job
+        search = make_search(job, self._runner, self._scheduler)
+        if search is not None:
+            self._searches.append(search)
+        else:
+            self._scheduler.add(job.samples[0].request)
+        return job
+
+    def _run(self, jobs: Sequence[Generation]) -> None:
+        for job in jobs:
+            while not job.finished:
+                self._advance(job)
+            job.check()
+
+    def _advance(self, job: Generation) -> None:
+        if self.has_work:
+            self.step()
+        elif not job.finished:
+            raise EngineError("the request was lost when another was interrupted")
+
+    def _abandon(self, arrivals: range) -> None:
+        """Abort jobs by arrival, after an exception that may have struck anywhere."""
+        scheduler = self._scheduler
+        try:
+            jobs = [search.generation for search in self._searches]
+            jobs += [r.owner.generation for r in scheduler.running + scheduler.waiting]
+            for job in jobs:
+                if job.arrival in arrivals:
+                    self.abort(job)
+            self.check_integrity()
+        except Exception:  # the exception left the bookkeeping torn: all that runs is lost
+            for request in self._scheduler.running + self._scheduler.waiting:
+                request.owner.generation.end("abort")
+            for search in self._searches:
+                search.generation.end("abort")
+            self._reset()
+
+
+def join_scores(text: OnePrompt, windows: Sequence[Generation]) -> ScoreOutput:
+    """Make the result of the finished jobs of `LLM.submit_score`."""
+    return join_windows(
+        text if isinstance(text, str) else None,
+        [(window.prompt.token_ids, window.prompt_scores) for window in windows],
+    )
+
+
+def _bundled() -> Path:
+    folder = bundled_model()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"the bundled model is not there ({folder}); give a folder or hub name as the model"
+        )
+    return folder
+
+
+def _tokenizer(
+    wanted: TextTokenizer | Path | str | None, folder: Path, config: OPTConfig
+) -> TextTokenizer | None:
+    if wanted is None or not isinstance(wanted, (str, Path)):
+        return wanted
+    from optlm.tokenizer import Tokenizer
+
+    return Tokenizer.from_folder(folder if wanted == "auto" else wanted, config)

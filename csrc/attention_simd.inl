@@ -1,20 +1,5 @@
 // Attention on the virtual vector; included by kernels_simd.inl inside its namespace.
 
-inline Float exp_nonpositive(Float x) {
-  x = max(x, splat(-87.0f));
-  const Float n = round(mul(x, splat(1.44269504f)));
-  Float r = fma(n, splat(-0.693359375f), x);
-  r = fma(n, splat(2.12194440e-4f), r);
-  Float p = splat(1.3888889e-3f);
-  p = fma(p, r, splat(8.3333333e-3f));
-  p = fma(p, r, splat(4.1666667e-2f));
-  p = fma(p, r, splat(1.6666667e-1f));
-  p = fma(p, r, splat(0.5f));
-  p = fma(p, r, splat(1.0f));
-  p = fma(p, r, splat(1.0f));
-  return mul(p, power_of_two(n));
-}
-
 inline Float load_kv(const float* p) { return load(p); }
 inline Float load_kv(const uint16_t* p) { return load_half(p); }
 

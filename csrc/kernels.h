@@ -41,8 +41,4 @@ const Kernels& avx512_kernels();
 // "auto", "reference", "avx2" or "avx512"; nullptr when unknown or not available on this machine.
 const Kernels* select_kernels(const char* isa);
 
-// Elementwise, shared by all tables: exact and tanh-approximated GELU.
-void gelu(float* x, int64_t n);
-void gelu_tanh(float* x, int64_t n);
-
 }  // namespace optlm

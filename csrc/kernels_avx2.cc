@@ -28,7 +28,13 @@ OPTLM_INLINE Float fma(Float a, Float b, Float c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
 OPTLM_INLINE Float max(Float a, Float b) { return OPTLM_PAIR(_mm256_max_ps); }
-OPTLM_INLINE Float min(Float a, Float b) { return OPTLM_PAIR(_mm256_min_ps); }
+OPTLM_INLINE Float div(Float a, Float b) { return OPTLM_PAIR(_mm256_div_ps); }
+OPTLM_INLINE __m256 where_positive_half(__m256 x, __m256 then, __m256 otherwise) {
+  return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
+}
+OPTLM_INLINE Float where_positive(Float x, Float then, Float otherwise) {
+  return {where_positive_half(x.lo, then.lo, otherwise.lo), where_positive_half(x.hi, then.hi, otherwise.hi)};
+}
 OPTLM_INLINE Float abs(Float a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};

@@ -21,7 +21,10 @@ OPTLM_INLINE Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
 OPTLM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
 OPTLM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 OPTLM_INLINE Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
-OPTLM_INLINE Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+OPTLM_INLINE Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+OPTLM_INLINE Float where_positive(Float x, Float then, Float otherwise) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), otherwise, then);
+}
 OPTLM_INLINE Float abs(Float a) { return _mm512_abs_ps(a); }
 OPTLM_INLINE Float round(Float a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 OPTLM_INLINE Float power_of_two(Float n) {  // 2^n for whole n in [-126, 127]
@@ -33,7 +36,9 @@ OPTLM_INLINE Float load_bf16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-OPTLM_INLINE Float load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+OPTLM_INLINE Float load_half(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 OPTLM_INLINE void store_half(uint16_t* p, Float a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -117,6 +117,39 @@ void quantize(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* 
   }
 }
 
+inline Float exp_nonpositive(Float x) {
+  x = max(x, splat(-87.0f));
+  const Float n = round(mul(x, splat(1.44269504f)));
+  Float r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  Float p = splat(1.3888889e-3f);
+  p = fma(p, r, splat(8.3333333e-3f));
+  p = fma(p, r, splat(4.1666667e-2f));
+  p = fma(p, r, splat(1.6666667e-1f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  return mul(p, power_of_two(n));
+}
+
+inline Float gelu(Float x) {
+  const Float z = mul(abs(x), splat(0.70710678f));
+  const Float t = div(splat(1.0f), fma(z, splat(0.3275911f), splat(1.0f)));
+  Float p = splat(1.061405429f);
+  p = fma(p, t, splat(-1.453152027f));
+  p = fma(p, t, splat(1.421413741f));
+  p = fma(p, t, splat(-0.284496736f));
+  p = fma(p, t, splat(0.254829592f));
+  const Float tail = mul(mul(splat(0.5f), mul(p, t)), exp_nonpositive(sub(splat(0.0f), mul(z, z))));
+  return mul(x, where_positive(x, sub(splat(1.0f), tail), tail));
+}
+
+inline Float gelu_tanh(Float x) {
+  const Float u = mul(splat(1.5957691f), fma(mul(mul(splat(0.044715f), x), x), x, x));
+  const Float e = exp_nonpositive(sub(splat(0.0f), abs(u)));
+  return mul(x, div(where_positive(u, splat(1.0f), e), add(splat(1.0f), e)));
+}
+
 // ---- products --------------------------------------------------------------------------------------
 
 OPTLM_INLINE void add_scaled(float* total, Bytes sum, Float scale) {
@@ -219,10 +252,10 @@ inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) 
     const Float bias = load(a.bias + row + 16 * j);
     Float y = quantized ? fma(load(p), load(a.w->scales + row + 16 * j), bias) : add(load(p), bias);
     if (a.epilogue == Epilogue::kRelu) y = max(y, splat(0.0f));
+    if (a.epilogue == Epilogue::kGelu) y = gelu(y);
+    if (a.epilogue == Epilogue::kGeluTanh) y = gelu_tanh(y);
     store(p, y);
   }
-  if (a.epilogue == Epilogue::kGelu) gelu(total, kPanelRows);
-  if (a.epilogue == Epilogue::kGeluTanh) gelu_tanh(total, kPanelRows);
   float* out = a.out + t * a.out_stride + row;
   const int64_t rows = a.w->rows - row < kPanelRows ? a.w->rows - row : kPanelRows;
   if (a.epilogue == Epilogue::kAdd) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -240,3 +242,21 @@ def test_unknown_names_are_refused() -> None:
         _core.instruction_set("neon")
     with pytest.raises(ValueError, match="f64"):
         product("reference", numbers((1, 1)), numbers((1, 1)), numbers((1,)), dtype="f64")
+
+
+@pytest.mark.parametrize("isa", ["reference", *ISAS])
+@pytest.mark.parametrize("name", ["gelu", "gelu_new"])
+def test_gelu_over_its_range(isa: str, name: str) -> None:
+    """Close everywhere, and small where it should be: nothing cancels on the negative side."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), [-1e4, 1e4, 0.0]]).astype(np.float32)
+    one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
+    got = product(isa, one, x[:, None], zero, epilogue=name)[:, 0]
+    exact = x.astype(np.float64)
+    if name == "gelu":
+        want = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in exact])
+    else:
+        inner = math.sqrt(2 / math.pi) * (exact + 0.044715 * exact**3)
+        want = exact * 0.5 * (1 + np.tanh(inner))
+    assert np.abs(got - want).max() < 1e-6
+    assert np.abs(got[x < -7]).max() < 1e-10
+    assert equal_bits(got, product("reference", one, x[:, None], zero, epilogue=name)[:, 0])

@@ -3,24 +3,34 @@
 inline Float load_kv(const float* p) { return load(p); }
 inline Float load_kv(const uint16_t* p) { return load_half(p); }
 
-inline float clamp_half(float value) { return value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value; }
-inline void store_kv(float* p, float value) { *p = value; }
-inline void store_kv(uint16_t* p, float value) {
-  *p = static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(clamp_half(value)), _MM_FROUND_TO_NEAREST_INT)));
-}
+inline void store_kv(float* p, Float x) { store(p, x); }
+// Beyond the range of a half: its largest number, as float_to_half has it.
+inline void store_kv(uint16_t* p, Float x) { store_half(p, max(min(x, splat(65504.0f)), splat(-65504.0f))); }
 
+// Keys go to columns, values to rows; both are converted 16 at a time.
 template <class KV>
 inline void write_cache(const AttentionArgs& a) {
   const int64_t padded_dim = round_up(a.head_dim, kLanes);
-  KV* cache = reinterpret_cast<KV*>(a.cache);
   for (int64_t i = 0; i < a.count; ++i) {
     const int64_t pos = a.first_position + i;
-    KV* block = cache + a.blocks[pos / kBlockTokens] * a.block_stride;
+    KV* block = reinterpret_cast<KV*>(a.cache) + a.blocks[pos / kBlockTokens] * a.block_stride;
     KV* key = block + pos % kBlockTokens;
     KV* value = block + a.head_dim * kBlockTokens + pos % kBlockTokens * padded_dim;
-    for (int64_t d = 0; d < a.head_dim; ++d) {
-      store_kv(key + d * kBlockTokens, a.k[i * a.stride + d]);
-      store_kv(value + d, a.v[i * a.stride + d]);
+    for (int64_t d = 0; d < a.head_dim; d += kLanes) {
+      const int64_t count = a.head_dim - d < kLanes ? a.head_dim - d : kLanes;
+      alignas(64) float padded[2][kLanes] = {};
+      const float* k = a.k + i * a.stride + d;
+      const float* v = a.v + i * a.stride + d;
+      if (count < kLanes) {
+        std::memcpy(padded[0], k, count * sizeof(float));
+        std::memcpy(padded[1], v, count * sizeof(float));
+        k = padded[0];
+        v = padded[1];
+      }
+      alignas(64) KV column[kLanes];
+      store_kv(column, load(k));
+      for (int64_t j = 0; j < count; ++j) key[(d + j) * kBlockTokens] = column[j];
+      store_kv(value + d, load(v));
     }
   }
 }
@@ -56,7 +66,7 @@ inline float softmax(float* scores, int64_t length) {
   for (int64_t i = length; i < padded; ++i) scores[i] = -INFINITY;
   Float largest = splat(-INFINITY);
   for (int64_t i = 0; i < padded; i += kLanes) largest = max(largest, load(scores + i));
-  const Float top = splat(fold_max(largest));
+  const Float top = splat(largest_of(largest));
   for (int64_t i = 0; i < padded; i += kLanes) store(scores + i, exp_nonpositive(sub(load(scores + i), top)));
   for (int64_t i = length; i < padded; ++i) scores[i] = 0.0f;
   Float sum = splat(0.0f);
@@ -106,7 +116,12 @@ inline void attend(const AttentionArgs& a, int64_t i) {
   }
   int64_t block = 0;
   for (; block + 4 <= blocks; block += 4) score_blocks<N, 4, KV>(a, query, padded_dim, block, scores, row);
-  for (; block < blocks; ++block) score_blocks<N, 1, KV>(a, query, padded_dim, block, scores, row);
+  switch (blocks - block) {
+    case 3: score_blocks<N, 3, KV>(a, query, padded_dim, block, scores, row); break;
+    case 2: score_blocks<N, 2, KV>(a, query, padded_dim, block, scores, row); break;
+    case 1: score_blocks<N, 1, KV>(a, query, padded_dim, block, scores, row); break;
+    default: break;
+  }
   float factor[N];
   for (int n = 0; n < N; ++n) {
     const int64_t own = length - N + n + 1;

@@ -28,6 +28,7 @@ OPTLM_INLINE Float fma(Float a, Float b, Float c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
 OPTLM_INLINE Float max(Float a, Float b) { return OPTLM_PAIR(_mm256_max_ps); }
+OPTLM_INLINE Float min(Float a, Float b) { return OPTLM_PAIR(_mm256_min_ps); }
 OPTLM_INLINE Float div(Float a, Float b) { return OPTLM_PAIR(_mm256_div_ps); }
 OPTLM_INLINE __m256 where_positive_half(__m256 x, __m256 then, __m256 otherwise) {
   return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
@@ -47,6 +48,20 @@ OPTLM_INLINE __m256 power_of_two_half(__m256 n) {
       _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 OPTLM_INLINE Float power_of_two(Float a) { return OPTLM_BOTH(power_of_two_half); }
+
+// Lanes fold 8, 4, 2, 1.
+OPTLM_INLINE float fold_sum(Float a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+OPTLM_INLINE float largest_of(Float a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
 
 OPTLM_INLINE __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 OPTLM_INLINE __m256 widen_bf16(const uint16_t* p) {
@@ -78,6 +93,12 @@ OPTLM_INLINE void store_low_bytes(void* p, Bytes a) {  // the low byte of each o
   int32_t wide[16];
   store_bytes(wide, a);
   for (int i = 0; i < 16; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(wide[i]);
+}
+OPTLM_INLINE int32_t sum_of(Bytes a) {
+  const __m256i eight = _mm256_add_epi32(a.lo, a.hi);
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 OPTLM_INLINE uint64_t nonzero_mask(Bytes a) {
   const __m256i zero = _mm256_setzero_si256();

@@ -21,6 +21,7 @@ OPTLM_INLINE Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
 OPTLM_INLINE Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
 OPTLM_INLINE Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 OPTLM_INLINE Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+OPTLM_INLINE Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
 OPTLM_INLINE Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
 OPTLM_INLINE Float where_positive(Float x, Float then, Float otherwise) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), otherwise, then);
@@ -31,6 +32,15 @@ OPTLM_INLINE Float power_of_two(Float n) {  // 2^n for whole n in [-126, 127]
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
+
+// Lanes fold 8, 4, 2, 1.
+OPTLM_INLINE float fold_sum(Float a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+OPTLM_INLINE float largest_of(Float a) { return _mm512_reduce_max_ps(a); }
 
 OPTLM_INLINE Float load_bf16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -52,6 +62,7 @@ OPTLM_INLINE Bytes to_int(Float a) { return _mm512_cvtps_epi32(a); }
 OPTLM_INLINE void store_low_bytes(void* p, Bytes a) {  // the low byte of each of 16 int32
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
 }
+OPTLM_INLINE int32_t sum_of(Bytes a) { return _mm512_reduce_add_epi32(a); }
 OPTLM_INLINE uint64_t nonzero_mask(Bytes a) { return _mm512_test_epi8_mask(a, a); }
 // c + the sum over each four neighbouring bytes of unsigned a times signed b.
 // As an instruction, not an intrinsic: GCC 12 copies the accumulator of the intrinsic around every use.

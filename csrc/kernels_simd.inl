@@ -9,23 +9,6 @@
 namespace optlm::OPTLM_ISA {
 namespace {
 
-inline float fold_sum(Float a) {
-  alignas(64) float lane[kLanes];
-  store(lane, a);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
-inline float fold_max(Float a) {
-  alignas(64) float lane[kLanes];
-  store(lane, a);
-  float largest = lane[0];
-  for (int64_t i = 1; i < kLanes; ++i) largest = lane[i] > largest ? lane[i] : largest;
-  return largest;
-}
-
 void convert(const void* source, DType dtype, int64_t n, float* target) {
   const int64_t whole = n / kLanes * kLanes;
   if (dtype == DType::kF32) {
@@ -50,7 +33,7 @@ float max_abs(const float* x, int64_t n) {
   }
   if (fold_sum(check) != 0.0f) return INFINITY;
   const float rest = reference_kernels().max_abs(x + whole, n - whole);
-  const float best = fold_max(largest);
+  const float best = largest_of(largest);
   return rest > best ? rest : best;
 }
 
@@ -98,7 +81,7 @@ void quantize(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* 
   for (int64_t g = 0; g < groups; ++g, x += kGroup, q += kGroup) {
     Float largest = splat(0.0f);
     for (int64_t i = 0; i < kGroup; i += kLanes) largest = max(largest, abs(load(x + i)));
-    const float top = fold_max(largest);
+    const float top = largest_of(largest);
     const bool zero = top < 1e-30f;
     const Float factor = splat(zero ? 0.0f : 127.0f / top);
     Bytes sum = splat_int(0);
@@ -107,12 +90,8 @@ void quantize(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* 
       sum = add_int(sum, rounded);
       store_low_bytes(q + i, rounded);
     }
-    alignas(64) int32_t lane[kLanes];
-    store_bytes(lane, sum);
-    int32_t total = 0;
-    for (int64_t i = 0; i < kLanes; ++i) total += lane[i];
     scale[g] = zero ? 0.0f : top / 127.0f;
-    correction[g] = -kWeightZero * total;
+    correction[g] = -kWeightZero * sum_of(sum);
     active[g] = nonzero_mask(load_bytes(q));
   }
 }
@@ -164,7 +143,8 @@ inline int32_t four_bytes(const int8_t* q) {
 
 // One group of one panel, int8: w is 16 chunks of 64 rows x 4 inputs. `ahead` > 0 prefetches the weights to come.
 template <int N>
-OPTLM_INLINE void group_int8(const uint8_t* w, const Activations& in, int64_t t, int64_t g, float* total, int64_t ahead) {
+OPTLM_INLINE void group_int8(const uint8_t* w, const Activations& in, int64_t t, int64_t g, float* total,
+                             int64_t total_stride, int64_t ahead) {
   const int64_t row = in.groups * kGroup;
   const int8_t* q = in.q + t * row + g * kGroup;
   Bytes sum[N][4];
@@ -184,7 +164,7 @@ OPTLM_INLINE void group_int8(const uint8_t* w, const Activations& in, int64_t t,
   }
   for (int n = 0; n < N; ++n) {
     const Float scale = splat(in.scale[(t + n) * in.groups + g]);
-    for (int j = 0; j < 4; ++j) add_scaled(total + n * kPanelRows + 16 * j, sum[n][j], scale);
+    for (int j = 0; j < 4; ++j) add_scaled(total + n * total_stride + 16 * j, sum[n][j], scale);
   }
 }
 
@@ -303,7 +283,7 @@ inline void matmul_float_panels(const MatmulArgs& a) {
 inline void matmul_int8_panels(const MatmulArgs& a) {
   panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, int64_t g, float* total, int64_t ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
-    group_int8<N>(w, a.in, t, g, total, ahead);
+    group_int8<N>(w, a.in, t, g, total, kPanelRows, ahead);
   });
 }
 
@@ -387,10 +367,7 @@ inline void dense_int8(const MatmulArgs& a, int64_t first, int64_t count, int64_
       for (int j = 0; j < 4; ++j) store_bytes(chunk + 256 * c + 64 * j, weights[j]);
     }
     for_tiles(count, [&]<int N>(int64_t t) {
-      alignas(64) float tile[N * kPanelRows];
-      for (int n = 0; n < N; ++n) std::memcpy(tile + n * kPanelRows, total + (t + n) * token_stride, 4 * kPanelRows);
-      group_int8<N>(chunk, a.in, first + t, g, tile, 0);
-      for (int n = 0; n < N; ++n) std::memcpy(total + (t + n) * token_stride, tile + n * kPanelRows, 4 * kPanelRows);
+      group_int8<N>(chunk, a.in, first + t, g, total + t * token_stride, token_stride, 0);
     });
   }
 }

@@ -1,0 +1,64 @@
+"""Imports go down only, and PyTorch stays where it belongs (docs/architecture.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tree import SOURCE, imports, module_name, python_files
+
+# Top-level parts by layer; a part may import lower layers and itself.
+LAYERS = (
+    {"errors"},
+    {"config", "assets"},
+    {"tokenizer", "checkpoint"},
+    {"_core"},
+    {"engine", "model"},
+    {"train"},
+    {"cli"},
+)
+HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
+MAY_USE_TORCH = ("optlm.model", "optlm.train", "optlm.engine.torch_runner")
+# The engine's second backend runs the reference model: the one import between siblings.
+ALLOWED = {("optlm.engine.torch_runner", "model")}
+
+FILES = [path for path in python_files(SOURCE) if path.parent != SOURCE or path.stem[0] != "_"]
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_go_down(path: Path) -> None:
+    module = module_name(path)
+    mine = part(module)
+    assert mine in HEIGHT, f"{module} has no layer: give it one here and in docs/architecture.md"
+    wanted = {part(name) for name in imports(path) if name.startswith("optlm.")}
+    wrong = {
+        other
+        for other in wanted - {mine, "__version__"}
+        if HEIGHT[other] >= HEIGHT[mine] and (module, other) not in ALLOWED
+    }
+    assert not wrong, f"{module} imports {sorted(wrong)}, which is not below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_some_parts_know_torch(path: Path) -> None:
+    if not module_name(path).startswith(MAY_USE_TORCH):
+        heavy = {"torch", "transformers", "matplotlib"}
+        assert not heavy & {name.split(".")[0] for name in imports(path)}
+
+
+def test_torch_free_modules_import_torch_parts_on_use_only() -> None:
+    for path in FILES:
+        module = module_name(path)
+        if not module.startswith(MAY_USE_TORCH):
+            wrong = {n for n in imports(path, at_import=True) if n.startswith(MAY_USE_TORCH)}
+            assert not wrong, f"{module} imports {sorted(wrong)} at its head"
+
+
+def test_every_layer_named_here_is_in_the_architecture_page() -> None:
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = {name for name in HEIGHT if name not in page}
+    assert not missing

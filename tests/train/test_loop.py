@@ -1,0 +1,211 @@
+"""The training loop on a model of one matrix: accumulation, averaging, resuming, failing."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optlm.errors import ConfigError
+from optlm.train.loop import LoopConfig, Loss, Trainer
+from optlm.train.optim import OptimConfig
+from optlm.train.run_folder import RunFolder, TrainingError
+
+Batch = tuple[Tensor, Tensor]
+FAST = OptimConfig(learning_rate=0.1)
+
+
+def data(step: int) -> Batch:
+    random = torch.Generator().manual_seed(step)
+    x = torch.randn(12, 3, generator=random)
+    return x, (x @ torch.tensor([[1.0], [-2.0], [0.5]])) + 0.1
+
+
+def one_batch(step: int) -> list[Batch]:
+    return [data(step)]
+
+
+def squared_error(model: nn.Module, batch: Batch) -> Loss:
+    noisy = nn.functional.dropout(batch[0], 0.1)  # makes the random state matter
+    return Loss(((model(noisy) - batch[1]) ** 2).sum(), len(batch[0]))
+
+
+def plain_error(model: nn.Module, batch: Batch) -> Loss:
+    return Loss(((model(batch[0]) - batch[1]) ** 2).sum(), len(batch[0]))
+
+
+def distance(model: nn.Module) -> dict[str, Any]:
+    x, y = data(10_000)
+    with torch.no_grad():
+        return {"score": float(((model(x) - y) ** 2).mean())}
+
+
+def trainer(
+    folder: Path,
+    *,
+    batches: Callable[[int], list[Batch]] = one_batch,
+    loss: Callable[[nn.Module, Batch], Loss] = squared_error,
+    **values: Any,
+) -> Trainer[nn.Module, Batch]:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "steps": 16,
+        "log_every": 5,
+        "evaluate_every": 8,
+        "checkpoint_every": 4,
+        "optim": OptimConfig(learning_rate=0.05, warmup_steps=3),
+    }
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        nn.Linear(3, 1),
+        config=LoopConfig(**(settings | values)),
+        folder=RunFolder(folder),
+        batches=batches,
+        loss=loss,
+        evaluate=distance,
+    )
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+class Killed(Exception):
+    """Stands for a power cut: nothing is saved."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 8, 15])
+def test_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path, kill_at: int) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+
+    def until_killed(step: int) -> list[Batch]:
+        if step == kill_at:
+            raise Killed
+        return one_batch(step)
+
+    with pytest.raises(Killed):
+        trainer(tmp_path / "cut", batches=until_killed).run()
+    resumed = trainer(tmp_path / "cut")
+    resumed.run()
+    assert bits(resumed.model) == bits(whole.model)
+    assert bits(resumed.average) == bits(whole.average)
+    assert resumed.best == whole.best
+    assert (resumed.step, resumed.tokens) == (16, 192)
+    untimed = [
+        [{k: v for k, v in event.items() if k != "seconds"} for event in RunFolder(path).events()]
+        for path in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+
+    def interrupted(step: int) -> list[Batch]:
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return one_batch(step)
+
+    stopped = trainer(tmp_path / "a", batches=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert stopped.step == 6
+    assert signal.getsignal(number) is before
+    resumed = trainer(tmp_path / "a")
+    resumed.run()
+    whole = trainer(tmp_path / "b")
+    whole.run()
+    assert bits(resumed.model) == bits(whole.model)
+
+
+def test_finished_run_changes_nothing(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    written = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("step-*.pt")}
+    again = trainer(tmp_path)
+    again.run()
+    assert again.step == 16
+    assert written == {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("step-*.pt")}
+
+
+def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
+    """Pieces of unequal size count by their predictions."""
+
+    def pieces(step: int) -> list[Batch]:
+        x, y = data(step)
+        return list(zip(x.split([1, 7, 4]), y.split([1, 7, 4]), strict=True))
+
+    large = trainer(tmp_path / "a", loss=plain_error)
+    split = trainer(tmp_path / "b", loss=plain_error, batches=pieces)
+    large.run()
+    split.run()
+    torch.testing.assert_close(split.model.state_dict(), large.model.state_dict())
+
+
+def test_it_learns_and_the_best_is_kept(tmp_path: Path) -> None:
+    run = trainer(tmp_path, loss=plain_error, steps=100, evaluate_every=30, optim=FAST)
+    run.run()
+    events = RunFolder(tmp_path).events()
+    scores = {e["step"]: e["score"] for e in events if e["kind"] == "valid"}
+    losses = [e["loss"] for e in events if e["kind"] == "train"]
+    assert losses[-1] < 0.1 * losses[0]
+    assert run.best == min((score, step) for step, score in scores.items())
+    assert RunFolder(tmp_path).checkpoint(run.best[1]).exists()
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_log_holds_the_mean_loss_since_the_line_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(tmp_path, steps=7, log_every=3)
+    plain, losses = run._one_step, []
+
+    def recorded() -> tuple[float, float]:
+        losses.append(plain())
+        return losses[-1]
+
+    monkeypatch.setattr(run, "_one_step", recorded)
+    run.run()
+    means = [e["loss"] for e in RunFolder(tmp_path).events() if e["kind"] == "train"]
+    first, second, last = losses[:3], losses[3:6], losses[6:]
+    assert means == [sum(loss for loss, _ in part) / len(part) for part in (first, second, last)]
+
+
+def test_average_follows_the_weights(tmp_path: Path) -> None:
+    """Recomputed from its definition."""
+    run = trainer(tmp_path, loss=plain_error, average_decay=0.6)
+    average = run.model.weight.detach().clone()
+    for step in range(6):
+        run._one_step()
+        decay = min(0.6, (step + 1) / (step + 10))
+        average = decay * average + (1 - decay) * run.model.weight.detach()
+    torch.testing.assert_close(run.average.weight, average)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_loss_that_is_no_number_stops_before_the_weights_change(tmp_path: Path, bad: float) -> None:
+    def loss(model: nn.Module, batch: Batch) -> Loss:
+        good = plain_error(model, batch)
+        return Loss(good.total * bad, good.count) if run.step == 9 else good
+
+    run = trainer(tmp_path, loss=loss)
+    with pytest.raises(TrainingError, match=r"step 9 .*learning rate below 0\.05"):
+        run.run()
+    assert all(torch.isfinite(weight).all() for weight in run.model.parameters())
+    latest = RunFolder(tmp_path).load_latest()
+    assert latest is not None
+    assert latest["step"] == 8
+
+
+@pytest.mark.parametrize("values", [{"steps": 0}, {"log_every": -1}, {"average_decay": 1.0}])
+def test_nonsense_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        LoopConfig(**({"steps": 5} | values))

@@ -141,25 +141,22 @@ inline int32_t four_bytes(const int8_t* q) {
   return word;
 }
 
-// One group of one panel, int8: w is 16 chunks of 64 rows x 4 inputs. `ahead` > 0 prefetches the weights to come.
-template <int N>
-OPTLM_INLINE void group_int8(const uint8_t* w, const Activations& in, int64_t t, int64_t g, float* total,
-                             int64_t total_stride, int64_t ahead) {
+// One group of one panel, int8. `weights(c, out)` gives chunk c: 64 rows x 4 inputs in four vectors.
+template <int N, class Weights>
+OPTLM_INLINE void group_int8(Weights weights, const Activations& in, int64_t t, int64_t g, float* total,
+                             int64_t total_stride) {
   const int64_t row = in.groups * kGroup;
   const int8_t* q = in.q + t * row + g * kGroup;
   Bytes sum[N][4];
   for (int n = 0; n < N; ++n) {
     for (int j = 0; j < 4; ++j) sum[n][j] = splat_int(in.correction[(t + n) * in.groups + g]);
   }
-  for (int64_t c = 0; c < kGroup / 4; ++c, w += 256) {
-    Bytes weights[4];
-    for (int j = 0; j < 4; ++j) weights[j] = load_bytes(w + 64 * j);
-    if (ahead > 0) {
-      for (int j = 0; j < 4; ++j) __builtin_prefetch(w + ahead + 64 * j);
-    }
+  for (int64_t c = 0; c < kGroup / 4; ++c) {
+    Bytes w[4];
+    weights(c, w);
     for (int n = 0; n < N; ++n) {
       const Bytes x = splat_int(four_bytes(q + n * row + 4 * c));
-      for (int j = 0; j < 4; ++j) sum[n][j] = dot4(sum[n][j], weights[j], x);
+      for (int j = 0; j < 4; ++j) sum[n][j] = dot4(sum[n][j], w[j], x);
     }
   }
   for (int n = 0; n < N; ++n) {
@@ -167,6 +164,20 @@ OPTLM_INLINE void group_int8(const uint8_t* w, const Activations& in, int64_t t,
     for (int j = 0; j < 4; ++j) add_scaled(total + n * total_stride + 16 * j, sum[n][j], scale);
   }
 }
+
+// Chunks that stand in panel order; `ahead` > 0 prefetches those to come.
+struct PanelChunks {
+  const uint8_t* data;
+  int64_t ahead;
+
+  OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
+    const uint8_t* chunk = data + 256 * c;
+    for (int j = 0; j < 4; ++j) w[j] = load_bytes(chunk + 64 * j);
+    if (ahead > 0) {
+      for (int j = 0; j < 4; ++j) __builtin_prefetch(chunk + ahead + 64 * j);
+    }
+  }
+};
 
 // The two 16-bit formats as types of their own, so that one template serves all.
 struct BFloat16 { uint16_t bits; };
@@ -283,7 +294,7 @@ inline void matmul_float_panels(const MatmulArgs& a) {
 inline void matmul_int8_panels(const MatmulArgs& a) {
   panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, int64_t g, float* total, int64_t ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
-    group_int8<N>(w, a.in, t, g, total, kPanelRows, ahead);
+    group_int8<N>(PanelChunks{w, ahead}, a.in, t, g, total, kPanelRows);
   });
 }
 
@@ -354,20 +365,34 @@ inline void sparse_int8(const MatmulArgs& a, int64_t t, int64_t g, const uint8_t
   }
 }
 
+// Chunks made from rows of the by-input layout, and kept in panel order for the tiles after the first.
+struct RowChunks {
+  const uint8_t* rows;
+  int64_t row_bytes;
+  uint8_t* kept;
+
+  OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
+    const uint8_t* row[4];
+    for (int j = 0; j < 4; ++j) {
+      row[j] = rows + (4 * c + j) * row_bytes;
+      __builtin_prefetch(row[j] + kGroup * row_bytes);
+    }
+    interleave(row, w);
+    for (int j = 0; j < 4; ++j) store_bytes(kept + 256 * c + 64 * j, w[j]);
+  }
+};
+
 // All 64 inputs of the group, brought into panel order once for all tokens.
 inline void dense_int8(const MatmulArgs& a, int64_t first, int64_t count, int64_t g, const uint8_t* base,
-                       uint8_t* chunk, float* total, int64_t token_stride) {
-  const int64_t row_bytes = a.w->padded_rows();
+                       uint8_t* kept, float* total, int64_t token_stride) {
   for (int64_t panel = 0; panel < a.panel_end - a.panel_begin; ++panel, base += 64, total += kPanelRows) {
-    for (int64_t c = 0; c < kGroup / 4; ++c) {
-      const uint8_t* row[4];
-      for (int j = 0; j < 4; ++j) row[j] = base + (4 * c + j) * row_bytes;
-      Bytes weights[4];
-      interleave(row, weights);
-      for (int j = 0; j < 4; ++j) store_bytes(chunk + 256 * c + 64 * j, weights[j]);
-    }
     for_tiles(count, [&]<int N>(int64_t t) {
-      group_int8<N>(chunk, a.in, first + t, g, total + t * token_stride, token_stride, 0);
+      float* out = total + t * token_stride;
+      if (t == 0) {
+        group_int8<N>(RowChunks{base, a.w->padded_rows(), kept}, a.in, first, g, out, token_stride);
+      } else {
+        group_int8<N>(PanelChunks{kept, 0}, a.in, first + t, g, out, token_stride);
+      }
     });
   }
 }
@@ -385,7 +410,7 @@ inline void matmul_int8_by_input(const MatmulArgs& a) {
   const int64_t width = (a.panel_end - a.panel_begin) * kPanelRows;
   const int64_t row_bytes = a.w->padded_rows();
   const uint8_t* base = a.w->data + a.panel_begin * kPanelRows;
-  uint8_t* chunk = reinterpret_cast<uint8_t*>(a.scratch + kTokenBlock * width);
+  uint8_t* kept = reinterpret_cast<uint8_t*>(a.scratch + kTokenBlock * width);
   for (int64_t first = 0; first < a.tokens; first += kTokenBlock) {
     const int64_t count = a.tokens - first < kTokenBlock ? a.tokens - first : kTokenBlock;
     std::memset(a.scratch, 0, count * width * sizeof(float));
@@ -397,7 +422,7 @@ inline void matmul_int8_by_input(const MatmulArgs& a) {
         }
         for (int64_t t = 0; t < count; ++t) sparse_int8(a, first + t, g, rows, a.scratch + t * width);
       } else {
-        dense_int8(a, first, count, g, rows, chunk, a.scratch, width);
+        dense_int8(a, first, count, g, rows, kept, a.scratch, width);
       }
     }
     for (int64_t t = 0; t < count; ++t) {

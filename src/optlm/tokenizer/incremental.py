@@ -10,7 +10,7 @@ __all__ = ["ByteDecoder", "IncrementalDecoder", "WindowDecoder"]
 
 
 class IncrementalDecoder(Protocol):
-    """Text of a growing list of ids. All pieces together equal `Tokenizer.decode` of all ids."""
+    """Text of a growing list of ids; the pieces join to `Tokenizer.decode` of all ids."""
 
     def push(self, token_id: int) -> str:
         """Take one more id; return the characters that are now certain, perhaps none."""
@@ -36,7 +36,11 @@ class ByteDecoder:
 
 
 class WindowDecoder:
-    """For other vocabularies: the library decodes a short window twice, the difference is new."""
+    """For other vocabularies: the library decodes a short window twice, the difference is new.
+
+    Byte-fallback decoders judge a run of bytes as a whole, so a broken run may show fewer U+FFFD
+    here than in the decoding of all ids. Valid text is the same.
+    """
 
     LONGEST = 16  # ids that may wait for the rest of a character
 

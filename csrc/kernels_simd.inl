@@ -259,18 +259,21 @@ inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) 
 }
 
 // The stream of a thread's panels is contiguous, so looking ahead past a panel's end still lands on what comes next.
+// Several tokens dwell longer on each chunk of weights and profit from looking further.
 inline constexpr int64_t kPrefetchBytes = 4096;
+inline constexpr int64_t kPrefetchBytesBatch = 8192;
 
 template <class Group>
 inline void panels_in_tiles(const MatmulArgs& a, Group group) {
   for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     for (int64_t first = 0; first < a.tokens; first += kTokenBlock) {
       const int64_t count = a.tokens - first < kTokenBlock ? a.tokens - first : kTokenBlock;
+      const int64_t ahead = a.tokens > 1 ? kPrefetchBytesBatch : kPrefetchBytes;
       std::memset(a.scratch, 0, count * kPanelRows * sizeof(float));
       for (int64_t g = 0; g < a.in.groups; ++g) {
         for_tiles(count, [&]<int N>(int64_t t) {
           group.template operator()<N>(panel, first + t, g, a.scratch + t * kPanelRows,
-                                       first + t == 0 ? kPrefetchBytes : 0);
+                                       first + t == 0 ? ahead : 0);
         });
       }
       for (int64_t t = 0; t < count; ++t) finish(a, panel, first + t, a.scratch + t * kPanelRows);

@@ -1,0 +1,148 @@
+"""What the commands share: options, reading input, and turning errors into exit codes.
+
+stdout carries data only; everything said to the user goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optlm.errors import CheckpointError, ConfigError, OptlmError, RequestError, TokenizerError
+
+if TYPE_CHECKING:
+    from optlm.engine.llm import LLM
+    from optlm.tokenizer import Tokenizer
+
+FAILURE = 1
+BAD_INPUT = 2  # argparse's own code for bad usage too
+INTERRUPTED = 130  # 128 + SIGINT
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+_BAD_INPUT = (CheckpointError, ConfigError, RequestError, TokenizerError)
+_NO_SUCH_INPUT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def add_engine_options(parser: ArgumentParser) -> None:
+    """--model, --dtype, --threads and --backend."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("-m", "--model", help="folder or hub name (default: the bundled model)")
+    group.add_argument("--dtype", help="weights in memory: auto, f32, f16, bf16 or int8 (auto)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
+    group.add_argument("--backend", help="auto, native or torch (auto: native where it runs)")
+
+
+def engine_options(options: Namespace) -> dict[str, Any]:
+    """What was given of dtype, threads and backend; the engine has the defaults."""
+    names = ("dtype", "threads", "backend")
+    given = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_json_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="write JSON, one object a line")
+
+
+def run_guarded(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code: errors become one message, never a traceback."""
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _leave_stdout()
+        return PIPE_CLOSED
+    except Exception as error:
+        if debugging():
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, OptlmError):
+        say(f"error: {error}")
+        return BAD_INPUT if isinstance(error, _BAD_INPUT) else FAILURE
+    if isinstance(error, OSError):
+        say(f"error: {error.filename or 'input/output'}: {error.strerror or error}")
+        return BAD_INPUT if isinstance(error, _NO_SUCH_INPUT) else FAILURE
+    if isinstance(error, MemoryError):
+        say("error: not enough memory")
+        return FAILURE
+    say(f"error: {type(error).__name__}: {error}")
+    say("this is a fault of optlm; `optlm --debug ...` shows where it happened")
+    return FAILURE
+
+
+def _leave_stdout() -> None:
+    """The reader is gone: keep the interpreter from writing to the pipe once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def debugging() -> bool:
+    """Whether errors should show their traceback."""
+    return bool(os.environ.get("OPTLM_DEBUG"))
+
+
+def say(message: str) -> None:
+    """Tell the user something, on stderr."""
+    print(f"optlm: {message}", file=sys.stderr, flush=True)
+
+
+def usage_error(message: str) -> RequestError:
+    """An error about options that do not go together; exit code 2."""
+    return RequestError(message)
+
+
+def load_model(options: Namespace) -> LLM:
+    """Load the engine as asked for by `add_engine_options`."""
+    from optlm.engine.llm import LLM
+
+    return LLM(options.model, **engine_options(options))
+
+
+def tokenizer_of(llm: LLM) -> Tokenizer:
+    """Return the tokenizer that `load_model` found beside the weights."""
+    from optlm.tokenizer import Tokenizer
+
+    assert isinstance(llm.tokenizer, Tokenizer)
+    return llm.tokenizer
+
+
+def read_text(source: str) -> str:
+    """Read a file, or standard input for ``-``. A byte order mark and one last newline are dropped.
+
+    Raises:
+        RequestError: not UTF-8.
+        OSError: it cannot be read.
+    """
+    if source == "-":
+        if sys.stdin.isatty():
+            say("reading from the terminal; end with Ctrl-D")
+        raw = sys.stdin.buffer.read()
+    else:
+        raw = Path(source).read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "standard input" if source == "-" else source
+        raise RequestError(
+            f"{name} is not UTF-8 (byte {error.start}); convert it, for example with iconv"
+        ) from None
+    return text.replace("\r\n", "\n").removesuffix("\n")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters made visible when stdout is a terminal."""
+    return text.translate(_VISIBLE) if sys.stdout.isatty() else text
+
+
+# A model can produce any byte, and some drive the terminal.
+_VISIBLE = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}

@@ -79,7 +79,7 @@ void matmul(const std::string& isa, In2 weights, In2 x, In1 bias, const std::str
   const Inputs inputs(kernels, x);
   std::vector<float> padded_bias(packed.w.padded_rows());
   std::copy_n(bias.data(), bias.size(), padded_bias.data());
-  std::vector<float> scratch(matmul_scratch_floats(packed.w.panels()));
+  std::vector<float> scratch(matmul_scratch_floats(packed.w.cols));
   for (int64_t part = 0; part < parts; ++part) {
     MatmulArgs args;
     args.w = &packed.w;

@@ -122,15 +122,11 @@ float activate(float value, Epilogue epilogue) {
 // Weight of `row` for input `col`, as stored.
 template <class T>
 T stored(const Matrix& w, int64_t row, int64_t col) {
-  const T* data = reinterpret_cast<const T*>(w.data);
-  const int64_t panel = row / kPanelRows, r = row % kPanelRows;
-  if (w.layout == Layout::kByInput) {
-    const int64_t byte = sizeof(T) > 1 ? r : 16 * (r / 4 % 4) + 4 * (r / 16) + r % 4;
-    return data[col * w.padded_rows() + panel * kPanelRows + byte];
-  }
-  const T* base = data + panel * kPanelRows * w.padded_cols();
-  if (sizeof(T) > 1) return base[col * kPanelRows + r];
-  return base[col / 4 * 4 * kPanelRows + r * 4 + col % 4];
+  const int64_t r = row % kPanelRows;
+  const T* panel = reinterpret_cast<const T*>(w.data) + row / kPanelRows * kPanelRows * w.padded_cols();
+  if (sizeof(T) > 1) return panel[col * kPanelRows + r];
+  if (w.layout == Layout::kByInput) return panel[col * kPanelRows + 16 * (r / 4 % 4) + 4 * (r / 16) + r % 4];
+  return panel[col / 4 * 4 * kPanelRows + r * 4 + col % 4];
 }
 
 float float_weight(const Matrix& w, int64_t row, int64_t col) {

@@ -143,8 +143,7 @@ inline int32_t four_bytes(const int8_t* q) {
 
 // One group of one panel, int8. `weights(c, out)` gives chunk c: 64 rows x 4 inputs in four vectors.
 template <int N, class Weights>
-OPTLM_INLINE void group_int8(Weights weights, const Activations& in, int64_t t, int64_t g, float* total,
-                             int64_t total_stride) {
+OPTLM_INLINE void group_int8(Weights weights, const Activations& in, int64_t t, int64_t g, float* total) {
   const int64_t row = in.groups * kGroup;
   const int8_t* q = in.q + t * row + g * kGroup;
   Bytes sum[N][4];
@@ -161,7 +160,7 @@ OPTLM_INLINE void group_int8(Weights weights, const Activations& in, int64_t t, 
   }
   for (int n = 0; n < N; ++n) {
     const Float scale = splat(in.scale[(t + n) * in.groups + g]);
-    for (int j = 0; j < 4; ++j) add_scaled(total + n * total_stride + 16 * j, sum[n][j], scale);
+    for (int j = 0; j < 4; ++j) add_scaled(total + n * kPanelRows + 16 * j, sum[n][j], scale);
   }
 }
 
@@ -187,17 +186,16 @@ inline Float load_weights(const float* p) { return load(p); }
 inline Float load_weights(const BFloat16* p) { return load_bf16(&p->bits); }
 inline Float load_weights(const Half* p) { return load_half(&p->bits); }
 
-// One group of one panel, float weights: `stride` elements from one input to the next.
+// One group of one panel, float weights.
 template <int N, class W>
-OPTLM_INLINE void group_float(const W* w, int64_t stride, const Activations& in, int64_t t, int64_t g, float* total,
-                        int64_t ahead) {
+OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int64_t g, float* total, int64_t ahead) {
   const int64_t row = in.groups * kGroup;
   const float* x = in.x + t * row + g * kGroup;
   Float sum[N][4];
   for (int n = 0; n < N; ++n) {
     for (int j = 0; j < 4; ++j) sum[n][j] = splat(0.0f);
   }
-  for (int64_t i = 0; i < kGroup; ++i, w += stride) {
+  for (int64_t i = 0; i < kGroup; ++i, w += kPanelRows) {
     Float weights[4];
     for (int j = 0; j < 4; ++j) weights[j] = load_weights(w + 16 * j);
     if (ahead > 0) {
@@ -263,16 +261,17 @@ inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) 
 inline constexpr int64_t kPrefetchBytes = 4096;
 inline constexpr int64_t kPrefetchBytesBatch = 8192;
 
+// Calls group<N>(panel, token, first of its block?, group, totals, ahead) over all of the thread's panels.
 template <class Group>
 inline void panels_in_tiles(const MatmulArgs& a, Group group) {
+  const int64_t ahead = a.tokens > 1 ? kPrefetchBytesBatch : kPrefetchBytes;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     for (int64_t first = 0; first < a.tokens; first += kTokenBlock) {
       const int64_t count = a.tokens - first < kTokenBlock ? a.tokens - first : kTokenBlock;
-      const int64_t ahead = a.tokens > 1 ? kPrefetchBytesBatch : kPrefetchBytes;
       std::memset(a.scratch, 0, count * kPanelRows * sizeof(float));
       for (int64_t g = 0; g < a.in.groups; ++g) {
         for_tiles(count, [&]<int N>(int64_t t) {
-          group.template operator()<N>(panel, first + t, g, a.scratch + t * kPanelRows,
+          group.template operator()<N>(panel, first + t, t == 0, g, a.scratch + t * kPanelRows,
                                        first + t == 0 ? ahead : 0);
         });
       }
@@ -283,29 +282,24 @@ inline void panels_in_tiles(const MatmulArgs& a, Group group) {
 
 template <class W>
 inline void matmul_float_panels(const MatmulArgs& a) {
-  const Matrix& w = *a.w;
-  const bool by_input = w.layout == Layout::kByInput;
-  const int64_t stride = by_input ? w.padded_rows() : kPanelRows;
-  const int64_t panel_stride = by_input ? kPanelRows : kPanelRows * w.padded_cols();
-  const W* data = reinterpret_cast<const W*>(w.data);
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, int64_t g, float* total, int64_t ahead) {
-    group_float<N>(data + panel * panel_stride + g * kGroup * stride, stride, a.in, t, g, total,
-                   by_input ? 0 : ahead);
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, int64_t ahead) {
+    const W* w = reinterpret_cast<const W*>(a.w->data + panel * a.w->panel_bytes());
+    group_float<N>(w + g * kGroup * kPanelRows, a.in, t, g, total, ahead);
   });
 }
 
 inline void matmul_int8_panels(const MatmulArgs& a) {
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, int64_t g, float* total, int64_t ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, int64_t ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
-    group_int8<N>(PanelChunks{w, ahead}, a.in, t, g, total, kPanelRows);
+    group_int8<N>(PanelChunks{w, ahead}, a.in, t, g, total);
   });
 }
 
-// ---- weights stored by input: zeros of the input are not read ------------------------------------------
+// ---- weights stored by input ----------------------------------------------------------------------------
 
-// Four rows of 64 outputs -> four vectors of 16 outputs x 4 inputs.
-OPTLM_INLINE void interleave(const uint8_t* const* row, Bytes* out) {
-  const Bytes a = load_bytes(row[0]), b = load_bytes(row[1]), c = load_bytes(row[2]), d = load_bytes(row[3]);
+// Four inputs' weights for 64 outputs -> four vectors of 16 outputs x 4 inputs.
+OPTLM_INLINE void interleave(const uint8_t* p0, const uint8_t* p1, const uint8_t* p2, const uint8_t* p3, Bytes* out) {
+  const Bytes a = load_bytes(p0), b = load_bytes(p1), c = load_bytes(p2), d = load_bytes(p3);
   const Bytes ab_low = unpack_low8(a, b), ab_high = unpack_high8(a, b);
   const Bytes cd_low = unpack_low8(c, d), cd_high = unpack_high8(c, d);
   out[0] = unpack_low16(ab_low, cd_low);
@@ -314,173 +308,155 @@ OPTLM_INLINE void interleave(const uint8_t* const* row, Bytes* out) {
   out[3] = unpack_high16(ab_high, cd_high);
 }
 
-// Up to 64 active inputs of one group, taken four at a time; a missing one repeats the last row with input 0.
-struct Quads {
-  int64_t count = 0;
-  int16_t input[16][4];
-  int32_t q[16];
-};
-
-inline Quads gather_active(uint64_t mask, const int8_t* q) {
-  Quads quads;
-  while (mask != 0) {
-    int8_t bytes[4] = {0, 0, 0, 0};
-    int16_t* input = quads.input[quads.count];
-    for (int i = 0; i < 4; ++i) {
-      if (mask != 0) {
-        input[i] = static_cast<int16_t>(__builtin_ctzll(mask));
-        bytes[i] = q[input[i]];
-        mask &= mask - 1;
-      } else {
-        input[i] = input[i - 1];
-      }
-    }
-    quads.q[quads.count++] = four_bytes(bytes);
-  }
-  return quads;
-}
-
-// Starts reading this thread's share of the rows whose inputs are active in the group to come.
-inline void prefetch_rows(const uint8_t* base, int64_t row_bytes, uint64_t mask, int64_t bytes) {
-  for (; mask != 0; mask &= mask - 1) {
-    const uint8_t* row = base + __builtin_ctzll(mask) * row_bytes;
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
-  }
-}
-
-inline void sparse_int8(const MatmulArgs& a, int64_t t, int64_t g, const uint8_t* base, float* total) {
-  const int64_t row_bytes = a.w->padded_rows();
-  const int64_t at = t * a.in.groups + g;
-  const Quads quads = gather_active(a.in.active[at], a.in.q + at * kGroup);
-  for (int64_t panel = 0; panel < a.panel_end - a.panel_begin; ++panel, base += 64, total += kPanelRows) {
-    Bytes sum[4];
-    for (int j = 0; j < 4; ++j) sum[j] = splat_int(a.in.correction[at]);
-    for (int64_t i = 0; i < quads.count; ++i) {
-      const uint8_t* row[4];
-      for (int j = 0; j < 4; ++j) row[j] = base + quads.input[i][j] * row_bytes;
-      Bytes weights[4];
-      interleave(row, weights);
-      const Bytes x = splat_int(quads.q[i]);
-      for (int j = 0; j < 4; ++j) sum[j] = dot4(sum[j], weights[j], x);
-    }
-    const Float scale = splat(a.in.scale[at]);
-    for (int j = 0; j < 4; ++j) add_scaled(total + 16 * j, sum[j], scale);
-  }
-}
-
-// Chunks made from rows of the by-input layout, and kept in panel order for the tiles after the first.
+// Chunks interleaved as they are read, and kept in panel order for the tiles after the first.
 struct RowChunks {
-  const uint8_t* rows;
-  int64_t row_bytes;
+  const uint8_t* data;
+  int64_t ahead;
   uint8_t* kept;
 
   OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
-    const uint8_t* row[4];
+    const uint8_t* row = data + 256 * c;
+    interleave(row, row + 64, row + 128, row + 192, w);
     for (int j = 0; j < 4; ++j) {
-      row[j] = rows + (4 * c + j) * row_bytes;
-      __builtin_prefetch(row[j] + kGroup * row_bytes);
+      store_bytes(kept + 256 * c + 64 * j, w[j]);
+      if (ahead > 0) __builtin_prefetch(row + ahead + 64 * j);
     }
-    interleave(row, w);
-    for (int j = 0; j < 4; ++j) store_bytes(kept + 256 * c + 64 * j, w[j]);
   }
 };
 
-// All 64 inputs of the group, brought into panel order once for all tokens.
-inline void dense_int8(const MatmulArgs& a, int64_t first, int64_t count, int64_t g, const uint8_t* base,
-                       uint8_t* kept, float* total, int64_t token_stride) {
-  for (int64_t panel = 0; panel < a.panel_end - a.panel_begin; ++panel, base += 64, total += kPanelRows) {
-    for_tiles(count, [&]<int N>(int64_t t) {
-      float* out = total + t * token_stride;
-      if (t == 0) {
-        group_int8<N>(RowChunks{base, a.w->padded_rows(), kept}, a.in, first, g, out, token_stride);
-      } else {
-        group_int8<N>(PanelChunks{kept, 0}, a.in, first + t, g, out, token_stride);
+inline void matmul_int8_rows(const MatmulArgs& a) {
+  uint8_t* kept = reinterpret_cast<uint8_t*>(a.scratch + kTokenBlock * kPanelRows);
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool leads, int64_t g, float* total, int64_t ahead) {
+    const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
+    if (leads) {
+      group_int8<N>(RowChunks{w, ahead, kept}, a.in, t, g, total);
+    } else {
+      group_int8<N>(PanelChunks{kept, 0}, a.in, t, g, total);
+    }
+  });
+}
+
+// Up to four active inputs; a missing one repeats another with the value 0.
+struct Quad {
+  uint16_t input[4];
+  int32_t q;
+};
+
+inline constexpr int64_t kQuadsAhead = 12;  // 48 lines under way: about what a core's line buffers hold
+// A group with more active inputs than this is read in full: a stream is faster than its pieces.
+inline constexpr int kFullGroup = 48;
+
+// Lists the active inputs of one token; returns the end. counts[g] is the number of quads of group g.
+inline Quad* list_active(const Activations& in, int64_t t, Quad* quad, uint8_t* counts) {
+  for (int64_t g = 0; g < in.groups; ++g) {
+    const int8_t* q = in.q + (t * in.groups + g) * kGroup;
+    uint64_t mask = in.active[t * in.groups + g];
+    if (__builtin_popcountll(mask) > kFullGroup) mask = ~uint64_t{0};
+    const Quad* begin = quad;
+    for (; mask != 0; ++quad) {
+      uint32_t word = 0;
+      for (int i = 0; i < 4; ++i) {
+        const int64_t input = mask != 0 ? __builtin_ctzll(mask) : quad->input[0] - g * kGroup;
+        if (mask != 0) word |= uint32_t{static_cast<uint8_t>(q[input])} << 8 * i;
+        quad->input[i] = static_cast<uint16_t>(g * kGroup + input);
+        mask &= mask - 1;
       }
-    });
+      quad->q = static_cast<int32_t>(word);
+    }
+    counts[g] = static_cast<uint8_t>(quad - begin);
+  }
+  return quad;
+}
+
+inline void sparse_panel(const MatmulArgs& a, int64_t panel, int64_t t, const Quad* quad, const uint8_t* counts) {
+  const uint8_t* rows = a.w->data + panel * a.w->panel_bytes();
+  Float total[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  for (int64_t g = 0; g < a.in.groups; ++g) {
+    const int64_t at = t * a.in.groups + g;
+    Bytes sum[4];
+    for (int j = 0; j < 4; ++j) sum[j] = splat_int(a.in.correction[at]);
+    for (const Quad* end = quad + counts[g]; quad < end; ++quad) {
+      for (int j = 0; j < 4; ++j) __builtin_prefetch(rows + quad[kQuadsAhead].input[j] * kPanelRows);
+      const uint16_t* input = quad->input;
+      Bytes w[4];
+      interleave(rows + input[0] * kPanelRows, rows + input[1] * kPanelRows, rows + input[2] * kPanelRows,
+                 rows + input[3] * kPanelRows, w);
+      for (int j = 0; j < 4; ++j) sum[j] = dot4(sum[j], w[j], splat_int(quad->q));
+    }
+    for (int j = 0; j < 4; ++j) total[j] = fma(to_float(sum[j]), splat(a.in.scale[at]), total[j]);
+  }
+  for (int j = 0; j < 4; ++j) store(a.scratch + 16 * j, total[j]);
+  finish(a, panel, t, a.scratch);
+}
+
+inline void matmul_int8_sparse(const MatmulArgs& a) {
+  const int64_t stride = a.in.groups * kGroup + 64;  // floats of scratch for one token's list
+  const auto list = [&](int64_t t) { return reinterpret_cast<Quad*>(a.scratch + kPanelRows + t * stride); };
+  const auto counts = [&](int64_t t) { return reinterpret_cast<uint8_t*>(list(t) + a.in.groups * 16 + kQuadsAhead); };
+  for (int64_t t = 0; t < a.tokens; ++t) {
+    Quad* end = list_active(a.in, t, list(t), counts(t));
+    for (int64_t i = 0; i < kQuadsAhead; ++i) end[i] = *list(t);  // the next panel begins there
+  }
+  for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+    for (int64_t t = 0; t < a.tokens; ++t) sparse_panel(a, panel, t, list(t), counts(t));
   }
 }
 
-// Cycles of a quad in either form, measured roughly; only speed hangs on them.
-inline bool sparse_is_cheaper(const MatmulArgs& a, int64_t first, int64_t count, int64_t g) {
-  int64_t sparse = 0;
-  for (int64_t t = first; t < first + count; ++t) {
-    sparse += 12 + 2 * __builtin_popcountll(a.in.active[t * a.in.groups + g]);
-  }
-  return sparse < 16 * 10 + count * 40;
-}
-
-inline void matmul_int8_by_input(const MatmulArgs& a) {
-  const int64_t width = (a.panel_end - a.panel_begin) * kPanelRows;
-  const int64_t row_bytes = a.w->padded_rows();
-  const uint8_t* base = a.w->data + a.panel_begin * kPanelRows;
-  uint8_t* kept = reinterpret_cast<uint8_t*>(a.scratch + kTokenBlock * width);
-  for (int64_t first = 0; first < a.tokens; first += kTokenBlock) {
-    const int64_t count = a.tokens - first < kTokenBlock ? a.tokens - first : kTokenBlock;
-    std::memset(a.scratch, 0, count * width * sizeof(float));
-    for (int64_t g = 0; g < a.in.groups; ++g) {
-      const uint8_t* rows = base + g * kGroup * row_bytes;
-      if (a.skip_zeros && sparse_is_cheaper(a, first, count, g)) {
-        if (count == 1 && g + 1 < a.in.groups) {
-          prefetch_rows(rows + kGroup * row_bytes, row_bytes, a.in.active[first * a.in.groups + g + 1], width);
-        }
-        for (int64_t t = 0; t < count; ++t) sparse_int8(a, first + t, g, rows, a.scratch + t * width);
-      } else {
-        dense_int8(a, first, count, g, rows, kept, a.scratch, width);
-      }
-    }
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
-        finish(a, panel, first + t, a.scratch + t * width + (panel - a.panel_begin) * kPanelRows);
-      }
-    }
-  }
+// One token alone always takes the list. Several are cheaper in tiles unless few inputs are active: a quad of the
+// list costs some 12 cycles, a chunk of a tile 12 to interleave and 5 a token.
+inline bool sparse_is_cheaper(const MatmulArgs& a) {
+  if (!a.skip_zeros || a.tokens > kSparseTokens) return false;
+  if (a.tokens == 1) return true;
+  int64_t active = 0;
+  for (int64_t g = 0; g < a.tokens * a.in.groups; ++g) active += __builtin_popcountll(a.in.active[g]);
+  return 12 * active < a.in.groups * kGroup * (9 + 4 * a.tokens);
 }
 
 // Adding 0 x weight changes no sum, so the inputs that are zero are left out.
 template <class W>
-inline void sparse_float(const MatmulArgs& a, int64_t t, const W* base, float* total) {
-  const int64_t stride = a.w->padded_rows();
-  for (int64_t g = 0; g < a.in.groups; ++g, base += kGroup * stride) {
-    const float* x = a.in.x + (t * a.in.groups + g) * kGroup;
-    int64_t input[kGroup], count = 0;
-    for (int64_t i = 0; i < kGroup; ++i) {
-      input[count] = i;
+inline void matmul_float_sparse(const MatmulArgs& a) {
+  int32_t* input = reinterpret_cast<int32_t*>(a.scratch + kPanelRows);
+  for (int64_t t = 0; t < a.tokens; ++t) {
+    const float* x = a.in.x + t * a.in.groups * kGroup;
+    int64_t count = 0;
+    for (int64_t i = 0; i < a.in.groups * kGroup; ++i) {
+      input[count] = static_cast<int32_t>(i);
       count += x[i] != 0.0f;
     }
-    for (int64_t panel = 0; panel < a.panel_end - a.panel_begin; ++panel) {
-      Float sum[4];
-      for (int j = 0; j < 4; ++j) sum[j] = splat(0.0f);
-      for (int64_t i = 0; i < count; ++i) {
-        const W* row = base + input[i] * stride + panel * kPanelRows;
-        for (int j = 0; j < 4; ++j) sum[j] = fma(splat(x[input[i]]), load_weights(row + 16 * j), sum[j]);
+    for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+      const W* rows = reinterpret_cast<const W*>(a.w->data + panel * a.w->panel_bytes());
+      Float total[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+      for (int64_t i = 0, g = 0; g < a.in.groups; ++g) {
+        Float sum[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+        for (; i < count && input[i] < (g + 1) * kGroup; ++i) {
+          const W* row = rows + input[i] * kPanelRows;
+          for (int j = 0; j < 4; ++j) sum[j] = fma(splat(x[input[i]]), load_weights(row + 16 * j), sum[j]);
+        }
+        for (int j = 0; j < 4; ++j) total[j] = add(total[j], sum[j]);
       }
-      float* out = total + panel * kPanelRows;
-      for (int j = 0; j < 4; ++j) store(out + 16 * j, add(load(out + 16 * j), sum[j]));
+      for (int j = 0; j < 4; ++j) store(a.scratch + 16 * j, total[j]);
+      finish(a, panel, t, a.scratch);
     }
   }
 }
 
 template <class W>
-inline void matmul_float_by_input(const MatmulArgs& a) {
-  // With several tokens the tiles of the dense form read each weight once for all; alone, a token reads what it needs.
-  if (!a.skip_zeros || a.tokens > 2) return matmul_float_panels<W>(a);
-  const int64_t width = (a.panel_end - a.panel_begin) * kPanelRows;
-  for (int64_t t = 0; t < a.tokens; ++t) {
-    std::memset(a.scratch, 0, width * sizeof(float));
-    sparse_float(a, t, reinterpret_cast<const W*>(a.w->data) + a.panel_begin * kPanelRows, a.scratch);
-    for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
-      finish(a, panel, t, a.scratch + (panel - a.panel_begin) * kPanelRows);
-    }
-  }
+inline void matmul_float(const MatmulArgs& a) {
+  const bool alone = a.w->layout == Layout::kByInput && a.skip_zeros && a.tokens == 1;
+  return alone ? matmul_float_sparse<W>(a) : matmul_float_panels<W>(a);
+}
+
+inline void matmul_int8(const MatmulArgs& a) {
+  if (a.w->layout == Layout::kPanels) return matmul_int8_panels(a);
+  return sparse_is_cheaper(a) ? matmul_int8_sparse(a) : matmul_int8_rows(a);
 }
 
 void matmul(const MatmulArgs& a) {
-  const bool by_input = a.w->layout == Layout::kByInput;
   switch (a.w->dtype) {
-    case DType::kInt8: return by_input ? matmul_int8_by_input(a) : matmul_int8_panels(a);
-    case DType::kBF16: return by_input ? matmul_float_by_input<BFloat16>(a) : matmul_float_panels<BFloat16>(a);
-    case DType::kF16: return by_input ? matmul_float_by_input<Half>(a) : matmul_float_panels<Half>(a);
-    default: return by_input ? matmul_float_by_input<float>(a) : matmul_float_panels<float>(a);
+    case DType::kInt8: return matmul_int8(a);
+    case DType::kBF16: return matmul_float<BFloat16>(a);
+    case DType::kF16: return matmul_float<Half>(a);
+    default: return matmul_float<float>(a);
   }
 }
 

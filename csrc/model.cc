@@ -81,8 +81,8 @@ void Model::place_buffers() {
   ffn_ = buffers_.take_floats(tokens * ffn_width_);
   embed_ = buffers_.take_floats(tokens * embed_width_);
   scratch_.clear();
-  const int64_t panels = width_ / kPanelRows / team_.size() + 1;
-  const int64_t floats = std::max(matmul_scratch_floats(panels), attention_scratch_floats(config_.max_positions, head_dim_));
+  const int64_t floats = std::max({matmul_scratch_floats(ffn_width_), config_.hidden_size,
+                                   attention_scratch_floats(config_.max_positions, head_dim_)});
   for (int rank = 0; rank < team_.size(); ++rank) scratch_.push_back(buffers_.take_floats(floats));
   const int64_t groups = tokens * std::max({width_, ffn_width_, embed_width_}) / kGroup;
   quantized_.q = reinterpret_cast<int8_t*>(buffers_.take(groups * kGroup));

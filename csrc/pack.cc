@@ -9,39 +9,32 @@
 namespace optlm {
 namespace {
 
-// Where weight (row, col) stands: element begin(row) + col * step for floats; see Layout for int8.
+// Weight (row, 0) of a float matrix; the next column follows kPanelRows elements on.
 template <class T>
 T* column_start(Matrix& w, int64_t row) {
-  T* data = reinterpret_cast<T*>(w.data);
-  const int64_t panel = row / kPanelRows, r = row % kPanelRows;
-  if (w.layout == Layout::kPanels) return data + panel * kPanelRows * w.padded_cols() + r;
-  return data + panel * kPanelRows + r;
+  return reinterpret_cast<T*>(w.data + row / kPanelRows * w.panel_bytes()) + row % kPanelRows;
 }
 
-int64_t column_step(const Matrix& w) { return w.layout == Layout::kPanels ? kPanelRows : w.padded_rows(); }
-
-int64_t by_input_byte(int64_t r) { return 16 * (r / 4 % 4) + 4 * (r / 16) + r % 4; }
-
 void place_int8(Matrix& w, int64_t row, const uint8_t* q) {
-  const int64_t panel = row / kPanelRows, r = row % kPanelRows, cols = w.padded_cols();
+  const int64_t r = row % kPanelRows, cols = w.padded_cols();
+  uint8_t* panel = w.data + row / kPanelRows * w.panel_bytes();
   if (w.layout == Layout::kPanels) {
-    uint8_t* target = w.data + panel * w.panel_bytes() + 4 * r;
-    for (int64_t c = 0; c < cols / 4; ++c) std::memcpy(target + 256 * c, q + 4 * c, 4);
+    for (int64_t c = 0; c < cols / 4; ++c) std::memcpy(panel + 256 * c + 4 * r, q + 4 * c, 4);
   } else {
-    uint8_t* target = w.data + panel * kPanelRows + by_input_byte(r);
-    for (int64_t c = 0; c < cols; ++c) target[c * w.padded_rows()] = q[c];
+    const int64_t byte = 16 * (r / 4 % 4) + 4 * (r / 16) + r % 4;
+    for (int64_t c = 0; c < cols; ++c) panel[c * kPanelRows + byte] = q[c];
   }
 }
 
 void place_row(const Kernels& kernels, Matrix& w, int64_t row, const float* x, float largest, uint8_t* bytes) {
-  const int64_t cols = w.padded_cols(), step = column_step(w);
+  const int64_t cols = w.padded_cols();
   if (w.dtype == DType::kF32) {
     float* target = column_start<float>(w, row);
-    for (int64_t c = 0; c < cols; ++c) target[c * step] = x[c];
+    for (int64_t c = 0; c < cols; ++c) target[c * kPanelRows] = x[c];
   } else if (w.dtype != DType::kInt8) {
     uint16_t* target = column_start<uint16_t>(w, row);
     const auto narrow = w.dtype == DType::kF16 ? float_to_half : float_to_bf16;
-    for (int64_t c = 0; c < cols; ++c) target[c * step] = narrow(x[c]);
+    for (int64_t c = 0; c < cols; ++c) target[c * kPanelRows] = narrow(x[c]);
   } else {
     const bool zero = largest < 1e-30f;
     w.scales[row] = zero ? 0.0f : largest / 127.0f;

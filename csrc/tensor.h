@@ -25,12 +25,13 @@ constexpr int64_t element_bytes(DType dtype) {
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+// Each panel of 64 rows is one contiguous piece, so what a thread needs is one stream.
 enum class Layout {
-  // [rows / 64][cols][64] for floats and [rows / 64][cols / 4][64][4] for int8: what one panel needs is one stream.
+  // Floats as [rows / 64][cols][64], int8 as [rows / 64][cols / 4][64][4].
   kPanels,
-  // [cols][rows]: all weights of one input together, so that an input that is zero costs no read. Within each run
-  // of 64 rows, int8 stores row 16 j + 4 l + e at byte 16 l + 4 j + e: the order in which interleaving four inputs
-  // by 128-bit lanes yields them.
+  // For inputs with many zeros: all 64 weights of one input stand together, so that an input that is zero costs no
+  // read. Floats are the same as above; int8 is [rows / 64][cols][64], with row 16 j + 4 l + e of a panel at byte
+  // 16 l + 4 j + e: the order in which interleaving four inputs by 128-bit lanes yields them.
   kByInput,
 };
 
@@ -73,12 +74,16 @@ struct MatmulArgs {
   int64_t out_stride = 0;
   Epilogue epilogue = Epilogue::kStore;
   bool skip_zeros = true;    // by-input layout only; changes speed, never a bit of the result
-  float* scratch = nullptr;  // matmul_scratch_floats, of this thread
+  float* scratch = nullptr;  // matmul_scratch_floats(w->cols), of this thread
 };
 
-inline constexpr int64_t kTokenBlock = 48;  // tokens that share one pass over a panel
-inline constexpr int64_t matmul_scratch_floats(int64_t panels) {
-  return kTokenBlock * kPanelRows * panels + kGroup * kPanelRows;
+inline constexpr int64_t kTokenBlock = 48;   // tokens that share one pass over a panel
+inline constexpr int64_t kSparseTokens = 8;  // tokens whose active inputs are listed
+// Totals of a block of tokens and one group of a panel; or lists of active inputs.
+inline constexpr int64_t matmul_scratch_floats(int64_t cols) {
+  const int64_t dense = (kTokenBlock + kGroup / 4) * kPanelRows;
+  const int64_t sparse = kPanelRows + kSparseTokens * (round_up(cols, kGroup) + 64);
+  return dense > sparse ? dense : sparse;
 }
 
 // New tokens of one sequence in one head: their keys and values enter the cache, then each attends to all up to itself.

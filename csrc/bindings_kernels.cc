@@ -90,7 +90,9 @@ void matmul(const std::string& isa, In2 weights, In2 x, In1 bias, const std::str
     args.bias = padded_bias.data();
     args.out = out.data();
     args.out_stride = static_cast<int64_t>(out.shape(1));
-    args.epilogue = epilogue == "add" ? Epilogue::kAdd : epilogue == "store" ? Epilogue::kStore : parse_activation(epilogue);
+    args.epilogue = epilogue == "add"     ? Epilogue::kAdd
+                    : epilogue == "store" ? Epilogue::kStore
+                                          : parse_activation(epilogue);
     args.skip_zeros = skip_zeros;
     args.scratch = scratch.data();
     kernels.matmul(args);

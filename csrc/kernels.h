@@ -1,7 +1,7 @@
 // The arithmetic of the core as a table of functions, one table for each instruction set.
 //
-// Every function is defined on a virtual vector of 16 lanes and fixed orders of summation, with fused multiply-adds where the
-// reference (kernels_ref.cc) writes them. So all tables give the same bits, whatever the machine.
+// Every function is defined on a virtual vector of 16 lanes and fixed orders of summation, with fused multiply-adds
+// where the reference (kernels_ref.cc) writes them. So all tables give the same bits, whatever the machine.
 #pragma once
 
 #include "tensor.h"

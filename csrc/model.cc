@@ -22,8 +22,8 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uin
   } else if (packed_bytes == weights_.bytes()) {
     weights_.borrow(packed, packed_bytes);
   } else {
-    throw std::invalid_argument("the packed weights have " + std::to_string(packed_bytes) + " bytes; this model needs " +
-                                std::to_string(weights_.bytes()));
+    throw std::invalid_argument("the packed weights have " + std::to_string(packed_bytes) +
+                                " bytes; this model needs " + std::to_string(weights_.bytes()));
   }
   place_weights();
   place_buffers();

@@ -71,7 +71,10 @@ def load_tokenizer_json(path: Path) -> tokenizers.Tokenizer:
                     f"{token.get('content')!r}"
                 )
         if model.get("type") == "BPE" and not model.get("ignore_merges"):
-            pairs = (_split(pair) for pair in model.get("merges") or [])
+            merges = model.get("merges") or []
+            if not isinstance(merges, list):
+                raise TokenizerError(f"{path}: merges must be a list")
+            pairs = (_split(pair) for pair in merges)
             _check_merges(vocab, pairs, len(added), path)
     try:
         return Tokenizer.from_file(str(path))

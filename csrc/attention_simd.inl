@@ -140,7 +140,7 @@ inline void attend(const AttentionArgs& a, int64_t i) {
 template <class KV>
 inline void attention_over(const AttentionArgs& a) {
   write_cache<KV>(a);
-  int64_t i = 0;
+  int64_t i = a.first_wanted;
   for (; i + kQueryTile <= a.count; i += kQueryTile) attend<kQueryTile, KV>(a, i);
   for (; i < a.count; ++i) attend<1, KV>(a, i);
 }

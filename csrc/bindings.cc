@@ -9,6 +9,7 @@
 #include <malloc.h>
 #endif
 
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 
@@ -47,14 +48,50 @@ using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using RawBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+// Far beyond every model, and small enough that no size of the weights and buffers overflows.
+constexpr int64_t kMaxLength = int64_t{1} << 24;
+constexpr int64_t kMaxWidth = int64_t{1} << 22;
+constexpr int64_t kMaxLayers = int64_t{1} << 12;
+constexpr int64_t kMaxCount = (int64_t{1} << 31) - 1;  // ids and positions are int32
+constexpr int64_t kMaxThreads = 1024;
+
+void check_range(const char* name, int64_t value, int64_t most) {
+  if (value >= 1 && value <= most) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it must lie between 1 and " +
+                              std::to_string(most));
+}
+
+void check_config(const ModelConfig& c, int threads) {
+  check_range("vocab_size", c.vocab_size, kMaxLength);
+  check_range("hidden_size", c.hidden_size, kMaxWidth);
+  check_range("num_layers", c.num_layers, kMaxLayers);
+  check_range("ffn_dim", c.ffn_dim, kMaxWidth);
+  check_range("num_heads", c.num_heads, c.hidden_size);
+  check_range("max_positions", c.max_positions, kMaxLength);
+  check_range("embed_dim", c.embed_dim, kMaxWidth);
+  check_range("num_blocks", c.num_blocks, kMaxCount);
+  check_range("max_batch_tokens", c.max_batch_tokens, kMaxCount);
+  check_range("threads", threads, kMaxThreads);
+  if (c.hidden_size % c.num_heads != 0) throw std::invalid_argument("hidden_size must be a multiple of num_heads");
+  if (c.kv_dtype != DType::kF32 && c.kv_dtype != DType::kF16) {
+    throw std::invalid_argument("keys and values are f32 or f16");
+  }
+  if (c.positions_dtype == DType::kInt8) throw std::invalid_argument("the position table is not quantised");
+}
+
 void load(Model& model, const std::string& name, RawBytes data, const std::string& dtype, int64_t rows, int64_t cols) {
   const Source source{data.data(), parse_dtype(dtype), rows, cols};
+  if (source.dtype == DType::kInt8) throw std::invalid_argument(name + " is int8; tensors are F32, F16 or BF16");
+  if (rows < 0 || cols < 0 || rows > 2 * kMaxLength || cols > kMaxLength) {
+    throw std::invalid_argument(name + " has the wrong shape");
+  }
   if (static_cast<int64_t>(data.size()) != rows * cols * element_bytes(source.dtype)) {
     throw std::invalid_argument(name + " has a size that does not fit its shape");
   }
   std::string problem;
   {
     nb::gil_scoped_release release;
+    const std::scoped_lock lock(model.mutex());
     problem = model.load(name, source);
   }
   if (!problem.empty()) throw std::invalid_argument(name + " " + problem);
@@ -87,6 +124,7 @@ void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table b
   std::string problem;
   {
     nb::gil_scoped_release release;
+    const std::scoped_lock lock(model.mutex());
     problem = model.check(batch);
     if (problem.empty()) model.forward(batch);
   }
@@ -101,6 +139,7 @@ void head(Model& model, Rows hidden, Rows logits) {
     throw std::invalid_argument("hidden and logits do not fit the model");
   }
   nb::gil_scoped_release release;
+  const std::scoped_lock lock(model.mutex());
   model.head(hidden.data(), rows, logits.data());
 }
 
@@ -112,6 +151,7 @@ void copy_blocks(Model& model, Ints source, Ints target) {
     }
   }
   nb::gil_scoped_release release;
+  const std::scoped_lock lock(model.mutex());
   model.copy_blocks(source.data(), target.data(), static_cast<int64_t>(source.size()));
 }
 
@@ -155,13 +195,7 @@ NB_MODULE(_core, m) {
             c.positions_dtype = parse_dtype(positions_dtype);
             c.num_blocks = num_blocks;
             c.max_batch_tokens = max_batch_tokens;
-            if (c.kv_dtype != DType::kF32 && c.kv_dtype != DType::kF16) {
-              throw std::invalid_argument("keys and values are f32 or f16");
-            }
-            if (c.positions_dtype == DType::kInt8) throw std::invalid_argument("the position table is not quantised");
-            if (threads < 1 || threads > 1024 || num_blocks < 1 || max_batch_tokens < 1) {
-              throw std::invalid_argument("threads, num_blocks and max_batch_tokens must be positive");
-            }
+            check_config(c, threads);
             // Packed weights are only ever read: load() refuses to write over them.
             auto* bytes = packed ? const_cast<uint8_t*>(packed->data()) : nullptr;
             new (self) Model(c, kernels_for(isa), threads, bytes, packed ? static_cast<int64_t>(packed->size()) : 0);

@@ -66,7 +66,7 @@ struct Inputs {
     q.resize(x.size());
     scale.resize(tokens * groups);
     correction.resize(tokens * groups);
-    active.resize(tokens * groups);
+    active.resize(tokens * groups * kMaskWords);
     kernels.quantize(x.data(), tokens * groups, q.data(), scale.data(), correction.data(), active.data());
     view = {x.data(), q.data(), scale.data(), correction.data(), active.data(), groups};
   }

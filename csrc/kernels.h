@@ -23,7 +23,7 @@ struct Kernels {
   // y = (x - mean) / sqrt(variance + 1e-5) * weight + bias.
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t n, float* y);
 
-  // Groups of 64 numbers to 8 bits with one scale each.
+  // Groups of 128 numbers to 8 bits with one scale each.
   void (*quantize)(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* correction, uint64_t* active);
 
   // out[t, rows of the panels] = epilogue(W x[t] + bias).

@@ -63,15 +63,15 @@ void quantize(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* 
     const bool zero = largest < 1e-30f;
     const float inverse = zero ? 0.0f : 127.0f / largest;
     int32_t sum = 0;
-    uint64_t mask = 0;
+    uint64_t* mask = active + g * kMaskWords;
+    std::fill_n(mask, kMaskWords, 0);
     for (int64_t i = 0; i < kGroup; ++i) {
       q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
       sum += q[i];
-      if (q[i] != 0) mask |= uint64_t{1} << i;
+      if (q[i] != 0) mask[i / 64] |= uint64_t{1} << i % 64;
     }
     scale[g] = zero ? 0.0f : largest / 127.0f;
     correction[g] = -kWeightZero * sum;
-    active[g] = mask;
   }
 }
 
@@ -228,7 +228,7 @@ void attention(const AttentionArgs& a) {
       store_kv(a.cache, a.kv_dtype, block + a.head_dim * kBlockTokens + slot * padded_dim + d, a.v[i * a.stride + d]);
     }
   }
-  for (int64_t i = 0; i < a.count; ++i) attend(a, i);
+  for (int64_t i = a.first_wanted; i < a.count; ++i) attend(a, i);
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ void quantize(const float* x, int64_t groups, int8_t* q, float* scale, int32_t* 
     }
     scale[g] = zero ? 0.0f : top / 127.0f;
     correction[g] = -kWeightZero * sum_of(sum);
-    active[g] = nonzero_mask(load_bytes(q));
+    for (int64_t w = 0; w < kMaskWords; ++w) active[g * kMaskWords + w] = nonzero_mask(load_bytes(q + 64 * w));
   }
 }
 
@@ -164,17 +164,28 @@ OPTLM_INLINE void group_int8(Weights weights, const Activations& in, int64_t t, 
   }
 }
 
-// Chunks that stand in panel order; `ahead` > 0 prefetches those to come.
+// What a tile prefetches: of every 256 bytes it reads, the 64-byte lines in the mask `lines`, `bytes` further on.
+// The tiles that share a group take turns at the lines, so that memory is asked for evenly.
+struct Ahead {
+  int64_t bytes;
+  int lines;
+
+  OPTLM_INLINE void prefetch(const uint8_t* chunk) const {
+    for (int j = 0; j < 4; ++j) {
+      if (lines >> j & 1) __builtin_prefetch(chunk + bytes + 64 * j);
+    }
+  }
+};
+
+// Chunks that stand in panel order.
 struct PanelChunks {
   const uint8_t* data;
-  int64_t ahead;
+  Ahead ahead;
 
   OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
     const uint8_t* chunk = data + 256 * c;
     for (int j = 0; j < 4; ++j) w[j] = load_bytes(chunk + 64 * j);
-    if (ahead > 0) {
-      for (int j = 0; j < 4; ++j) __builtin_prefetch(chunk + ahead + 64 * j);
-    }
+    ahead.prefetch(chunk);
   }
 };
 
@@ -188,7 +199,7 @@ inline Float load_weights(const Half* p) { return load_half(&p->bits); }
 
 // One group of one panel, float weights.
 template <int N, class W>
-OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int64_t g, float* total, int64_t ahead) {
+OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int64_t g, float* total, Ahead ahead) {
   const int64_t row = in.groups * kGroup;
   const float* x = in.x + t * row + g * kGroup;
   Float sum[N][4];
@@ -198,11 +209,8 @@ OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int6
   for (int64_t i = 0; i < kGroup; ++i, w += kPanelRows) {
     Float weights[4];
     for (int j = 0; j < 4; ++j) weights[j] = load_weights(w + 16 * j);
-    if (ahead > 0) {
-      for (size_t b = 0; b < 64 * sizeof(W); b += 64) {
-        __builtin_prefetch(reinterpret_cast<const uint8_t*>(w) + ahead + b);
-      }
-    }
+    // 64 numbers are 256 bytes of floats, or every other time 256 bytes of halves.
+    if (sizeof(W) == 4 || i % 2 == 0) ahead.prefetch(reinterpret_cast<const uint8_t*>(w));
     for (int n = 0; n < N; ++n) {
       const Float value = splat(x[n * row + i]);
       for (int j = 0; j < 4; ++j) sum[n][j] = fma(value, weights[j], sum[n][j]);
@@ -214,19 +222,19 @@ OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int6
   }
 }
 
-// Calls tile(integral constant N, first token) over `tokens`, in tiles as even as the registers allow.
+// Calls tile<N>(first token, index, number of tiles) over `tokens`, in tiles as even as the registers allow.
 template <class Tile>
 inline void for_tiles(int64_t tokens, Tile tile) {
   const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
   for (int64_t i = 0, t = 0; i < tiles; ++i) {
     const int64_t n = (tokens - t) / (tiles - i);
     switch (n) {
-      case 1: tile.template operator()<1>(t); break;
-      case 2: tile.template operator()<kTileTokens >= 2 ? 2 : 1>(t); break;
-      case 3: tile.template operator()<kTileTokens >= 3 ? 3 : 1>(t); break;
-      case 4: tile.template operator()<kTileTokens >= 4 ? 4 : 1>(t); break;
-      case 5: tile.template operator()<kTileTokens >= 5 ? 5 : 1>(t); break;
-      default: tile.template operator()<kTileTokens >= 6 ? 6 : 1>(t); break;
+      case 1: tile.template operator()<1>(t, i, tiles); break;
+      case 2: tile.template operator()<kTileTokens >= 2 ? 2 : 1>(t, i, tiles); break;
+      case 3: tile.template operator()<kTileTokens >= 3 ? 3 : 1>(t, i, tiles); break;
+      case 4: tile.template operator()<kTileTokens >= 4 ? 4 : 1>(t, i, tiles); break;
+      case 5: tile.template operator()<kTileTokens >= 5 ? 5 : 1>(t, i, tiles); break;
+      default: tile.template operator()<kTileTokens >= 6 ? 6 : 1>(t, i, tiles); break;
     }
     t += n;
   }
@@ -261,18 +269,25 @@ inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) 
 inline constexpr int64_t kPrefetchBytes = 4096;
 inline constexpr int64_t kPrefetchBytesBatch = 8192;
 
+// Which of four lines a tile prefetches for all: every one once.
+inline int lines_of(int64_t tile, int64_t tiles) {
+  int lines = 0;
+  for (int64_t line = tile; line < 4; line += tiles) lines |= 1 << line;
+  return lines;
+}
+
 // Calls group<N>(panel, token, first of its block?, group, totals, ahead) over all of the thread's panels.
 template <class Group>
 inline void panels_in_tiles(const MatmulArgs& a, Group group) {
-  const int64_t ahead = a.tokens > 1 ? kPrefetchBytesBatch : kPrefetchBytes;
+  const int64_t bytes = a.tokens > 1 ? kPrefetchBytesBatch : kPrefetchBytes;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     for (int64_t first = 0; first < a.tokens; first += kTokenBlock) {
       const int64_t count = a.tokens - first < kTokenBlock ? a.tokens - first : kTokenBlock;
       std::memset(a.scratch, 0, count * kPanelRows * sizeof(float));
       for (int64_t g = 0; g < a.in.groups; ++g) {
-        for_tiles(count, [&]<int N>(int64_t t) {
-          group.template operator()<N>(panel, first + t, t == 0, g, a.scratch + t * kPanelRows,
-                                       first + t == 0 ? ahead : 0);
+        for_tiles(count, [&]<int N>(int64_t t, int64_t tile, int64_t tiles) {
+          group.template operator()<N>(panel, first + t, tile == 0, g, a.scratch + t * kPanelRows,
+                                       Ahead{bytes, first == 0 ? lines_of(tile, tiles) : 0});
         });
       }
       for (int64_t t = 0; t < count; ++t) finish(a, panel, first + t, a.scratch + t * kPanelRows);
@@ -282,14 +297,14 @@ inline void panels_in_tiles(const MatmulArgs& a, Group group) {
 
 template <class W>
 inline void matmul_float_panels(const MatmulArgs& a) {
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, int64_t ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, Ahead ahead) {
     const W* w = reinterpret_cast<const W*>(a.w->data + panel * a.w->panel_bytes());
     group_float<N>(w + g * kGroup * kPanelRows, a.in, t, g, total, ahead);
   });
 }
 
 inline void matmul_int8_panels(const MatmulArgs& a) {
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, int64_t ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, Ahead ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
     group_int8<N>(PanelChunks{w, ahead}, a.in, t, g, total);
   });
@@ -311,27 +326,25 @@ OPTLM_INLINE void interleave(const uint8_t* p0, const uint8_t* p1, const uint8_t
 // Chunks interleaved as they are read, and kept in panel order for the tiles after the first.
 struct RowChunks {
   const uint8_t* data;
-  int64_t ahead;
+  Ahead ahead;
   uint8_t* kept;
 
   OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
     const uint8_t* row = data + 256 * c;
     interleave(row, row + 64, row + 128, row + 192, w);
-    for (int j = 0; j < 4; ++j) {
-      store_bytes(kept + 256 * c + 64 * j, w[j]);
-      if (ahead > 0) __builtin_prefetch(row + ahead + 64 * j);
-    }
+    for (int j = 0; j < 4; ++j) store_bytes(kept + 256 * c + 64 * j, w[j]);
+    ahead.prefetch(row);
   }
 };
 
 inline void matmul_int8_rows(const MatmulArgs& a) {
   uint8_t* kept = reinterpret_cast<uint8_t*>(a.scratch + kTokenBlock * kPanelRows);
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool leads, int64_t g, float* total, int64_t ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool leads, int64_t g, float* total, Ahead ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
     if (leads) {
-      group_int8<N>(RowChunks{w, ahead, kept}, a.in, t, g, total);
+      group_int8<N>(RowChunks{w, Ahead{ahead.bytes, 15}, kept}, a.in, t, g, total);
     } else {
-      group_int8<N>(PanelChunks{kept, 0}, a.in, t, g, total);
+      group_int8<N>(PanelChunks{kept, Ahead{0, 0}}, a.in, t, g, total);
     }
   });
 }
@@ -343,26 +356,31 @@ struct Quad {
 };
 
 inline constexpr int64_t kQuadsAhead = 12;  // 48 lines under way: about what a core's line buffers hold
-// A group with more active inputs than this is read in full: a stream is faster than its pieces.
-inline constexpr int kFullGroup = 48;
+// 64 inputs of which more are active are read in full: a stream is faster than its pieces.
+inline constexpr int kFullWord = 48;
 
-// Lists the active inputs of one token; returns the end. counts[g] is the number of quads of group g.
-inline Quad* list_active(const Activations& in, int64_t t, Quad* quad, uint8_t* counts) {
-  for (int64_t g = 0; g < in.groups; ++g) {
-    const int8_t* q = in.q + (t * in.groups + g) * kGroup;
-    uint64_t mask = in.active[t * in.groups + g];
-    if (__builtin_popcountll(mask) > kFullGroup) mask = ~uint64_t{0};
-    const Quad* begin = quad;
-    for (; mask != 0; ++quad) {
-      uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) {
-        const int64_t input = mask != 0 ? __builtin_ctzll(mask) : quad->input[0] - g * kGroup;
-        if (mask != 0) word |= uint32_t{static_cast<uint8_t>(q[input])} << 8 * i;
-        quad->input[i] = static_cast<uint16_t>(g * kGroup + input);
-        mask &= mask - 1;
-      }
-      quad->q = static_cast<int32_t>(word);
+// Lists the inputs in `mask`, which begin at input `base` of the token's row q; returns the end.
+inline Quad* list_word(uint64_t mask, const int8_t* q, int64_t base, Quad* quad) {
+  if (__builtin_popcountll(mask) > kFullWord) mask = ~uint64_t{0};
+  for (; mask != 0; ++quad) {
+    uint32_t word = 0;
+    for (int i = 0; i < 4; ++i, mask &= mask - 1) {
+      const int64_t input = mask != 0 ? base + __builtin_ctzll(mask) : quad->input[0];
+      if (mask != 0) word |= uint32_t{static_cast<uint8_t>(q[input])} << 8 * i;
+      quad->input[i] = static_cast<uint16_t>(input);
     }
+    quad->q = static_cast<int32_t>(word);
+  }
+  return quad;
+}
+
+// The active inputs of token t; counts[g] is the number of quads of group g.
+inline Quad* list_active(const Activations& in, int64_t t, Quad* quad, uint8_t* counts) {
+  const int8_t* q = in.q + t * in.groups * kGroup;
+  const uint64_t* active = in.active + t * in.groups * kMaskWords;
+  for (int64_t g = 0; g < in.groups; ++g) {
+    const Quad* begin = quad;
+    for (int64_t w = g * kMaskWords; w < (g + 1) * kMaskWords; ++w) quad = list_word(active[w], q, 64 * w, quad);
     counts[g] = static_cast<uint8_t>(quad - begin);
   }
   return quad;
@@ -392,7 +410,7 @@ inline void sparse_panel(const MatmulArgs& a, int64_t panel, int64_t t, const Qu
 inline void matmul_int8_sparse(const MatmulArgs& a) {
   const int64_t stride = a.in.groups * kGroup + 64;  // floats of scratch for one token's list
   const auto list = [&](int64_t t) { return reinterpret_cast<Quad*>(a.scratch + kPanelRows + t * stride); };
-  const auto counts = [&](int64_t t) { return reinterpret_cast<uint8_t*>(list(t) + a.in.groups * 16 + kQuadsAhead); };
+  const auto counts = [&](int64_t t) { return reinterpret_cast<uint8_t*>(list(t) + a.in.groups * kGroup / 4 + kQuadsAhead); };
   for (int64_t t = 0; t < a.tokens; ++t) {
     Quad* end = list_active(a.in, t, list(t), counts(t));
     for (int64_t i = 0; i < kQuadsAhead; ++i) end[i] = *list(t);  // the next panel begins there
@@ -408,7 +426,7 @@ inline bool sparse_is_cheaper(const MatmulArgs& a) {
   if (!a.skip_zeros || a.tokens > kSparseTokens) return false;
   if (a.tokens == 1) return true;
   int64_t active = 0;
-  for (int64_t g = 0; g < a.tokens * a.in.groups; ++g) active += __builtin_popcountll(a.in.active[g]);
+  for (int64_t w = 0; w < a.tokens * a.in.groups * kMaskWords; ++w) active += __builtin_popcountll(a.in.active[w]);
   return 12 * active < a.in.groups * kGroup * (9 + 4 * a.tokens);
 }
 

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 namespace optlm {
@@ -31,6 +32,10 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uin
   place_buffers();
   const int64_t head_elements = kBlockTokens * (head_dim_ + round_up(head_dim_, kLanes));
   block_stride_ = config_.num_heads * head_elements;
+  int64_t elements = 0;
+  if (__builtin_mul_overflow(config_.num_layers * block_stride_, 4 * config_.num_blocks, &elements)) {
+    throw std::bad_alloc();
+  }
   cache_.reserve(config_.num_layers * config_.num_blocks * block_stride_ * element_bytes(config_.kv_dtype), false);
 }
 
@@ -88,7 +93,7 @@ void Model::place_buffers() {
   quantized_.q = reinterpret_cast<int8_t*>(buffers_.take(groups * kGroup));
   quantized_.scale = buffers_.take_floats(groups);
   quantized_.correction = reinterpret_cast<int32_t*>(buffers_.take(groups * 4));
-  quantized_.active = reinterpret_cast<uint64_t*>(buffers_.take(groups * 8));
+  quantized_.active = reinterpret_cast<uint64_t*>(buffers_.take(groups * kMaskWords * 8));
 }
 
 // ---- weights -----------------------------------------------------------------------------------------
@@ -184,6 +189,7 @@ std::string Model::check(const Batch& b) const {
   for (int64_t s = 0; s < b.num_sequences; ++s) {
     const int32_t begin = b.seq_starts[s], end = b.seq_starts[s + 1];
     if (end <= begin) return "every sequence needs a token";
+    if (end > b.num_tokens) return "seq_starts must run from 0 to T";
     const int64_t first = b.positions[begin], last = first + (end - begin) - 1;
     if (first < 0 || last >= config_.max_positions) return "position out of range";
     if (last / kBlockTokens >= b.table_width) return "block table too short";
@@ -274,7 +280,7 @@ void Model::multiply(const Linear& linear, const float* x, int64_t tokens, float
     Quantized& z = quantized_;
     const Range part = share(tokens * args.in.groups, rank, team_.size());
     kernels_.quantize(x + part.begin * kGroup, part.end - part.begin, z.q + part.begin * kGroup, z.scale + part.begin,
-                      z.correction + part.begin, z.active + part.begin);
+                      z.correction + part.begin, z.active + part.begin * kMaskWords);
     args.in = {x, z.q, z.scale, z.correction, z.active, args.in.groups};
     team_.barrier();
   }
@@ -290,7 +296,9 @@ void Model::multiply(const Linear& linear, const float* x, int64_t tokens, float
   args.scratch = scratch_[rank];
   kernels_.matmul(args);
   if (rank == 0 && w.layout == Layout::kByInput && args.in.active != nullptr) {
-    for (int64_t g = 0; g < tokens * args.in.groups; ++g) active_inputs_ += __builtin_popcountll(args.in.active[g]);
+    for (int64_t i = 0; i < tokens * args.in.groups * kMaskWords; ++i) {
+      active_inputs_ += __builtin_popcountll(args.in.active[i]);
+    }
     seen_inputs_ += tokens * w.cols;
   }
   team_.barrier();
@@ -313,6 +321,11 @@ void Model::attend(const Batch& batch, int64_t index, int rank) {
     args.query_scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
     args.count = batch.seq_starts[sequence + 1] - first;
     args.first_position = batch.positions[first];
+    if (index + 1 == config_.num_layers) {
+      const int32_t* wanted = std::lower_bound(batch.rows, batch.rows + batch.num_rows, first);
+      const bool any = wanted < batch.rows + batch.num_rows;
+      args.first_wanted = any ? std::min(*wanted - first, args.count) : args.count;
+    }
     args.blocks = batch.block_tables + sequence * batch.table_width;
     args.cache = cache + head * head_stride * element;
     args.block_stride = block_stride_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -90,6 +91,8 @@ class Model {
   const Arena& weights() const { return weights_; }
   // Bytes of the matrices one decoded token reads when nothing is skipped.
   int64_t bytes_per_token() const;
+  // To be held around everything that runs or changes the model when several threads may call.
+  std::mutex& mutex() { return mutex_; }
   void set_skip_zeros(bool on) { skip_zeros_ = on; }
   // Share of fc2's inputs that were not zero since the last call; NaN when the model is not int8 or nothing ran.
   double active_share();
@@ -132,6 +135,7 @@ class Model {
   const ModelConfig config_;
   const Kernels& kernels_;
   Team team_;
+  std::mutex mutex_;
   Arena weights_, cache_;
 
   Linear embedding_, head_, project_in_, project_out_;  // head_ is the embedding when tied

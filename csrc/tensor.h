@@ -10,7 +10,8 @@
 namespace optlm {
 
 inline constexpr int64_t kPanelRows = 64;    // output rows a kernel computes together: 4 vectors of 16
-inline constexpr int64_t kGroup = 64;        // inputs summed before the float total is touched
+inline constexpr int64_t kGroup = 128;       // inputs summed before the float total is touched
+inline constexpr int64_t kMaskWords = kGroup / 64;
 inline constexpr int64_t kLanes = 16;        // width of the virtual vector every kernel is defined on
 inline constexpr int64_t kBlockTokens = 16;  // tokens in one KV block; one vector of positions
 
@@ -53,11 +54,11 @@ struct Matrix {
 
 // Inputs of a product. Float matrices read x; int8 matrices read the quantised form. Rows hold `groups` groups.
 struct Activations {
-  const float* x = nullptr;             // (T, groups * 64), zero in the padding
-  const int8_t* q = nullptr;            // (T, groups * 64)
+  const float* x = nullptr;             // (T, groups * kGroup), zero in the padding
+  const int8_t* q = nullptr;            // (T, groups * kGroup)
   const float* scale = nullptr;         // (T, groups)
   const int32_t* correction = nullptr;  // (T, groups) -128 * sum of q: takes the weights' offset back
-  const uint64_t* active = nullptr;     // (T, groups) bit i: input i of the group is not zero
+  const uint64_t* active = nullptr;     // (T, groups, kMaskWords) a bit an input: set where it is not zero
   int64_t groups = 0;
 };
 
@@ -95,6 +96,7 @@ struct AttentionArgs {
   float query_scale = 1.0f;
   int64_t count = 0;
   int64_t first_position = 0;
+  int64_t first_wanted = 0;  // tokens before it enter the cache, and their output is not needed
   const int32_t* blocks = nullptr;  // (context / 16) block ids of the sequence
   // Cache of this layer and head; block b begins at cache + b * block_stride elements of kv_dtype and holds keys as
   // (head_dim, 16 positions), then values as (16 positions, padded head_dim).

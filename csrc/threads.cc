@@ -1,5 +1,11 @@
 #include "threads.h"
 
+#include <unistd.h>
+
+#include <stdexcept>
+#include <string>
+#include <system_error>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -21,11 +27,19 @@ void pause() {
 
 }  // namespace
 
-Team::Team(int size) : size_(size) {
-  for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+Team::Team(int size) : size_(size), process_(getpid()) {
+  try {
+    for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+  } catch (const std::system_error&) {
+    const std::string started = std::to_string(threads_.size() + 1);
+    stop();
+    throw std::runtime_error("the system grants " + started + " of " + std::to_string(size_) + " threads");
+  }
 }
 
-Team::~Team() {
+Team::~Team() { stop(); }
+
+void Team::stop() {
   stop_ = true;
   job_.fetch_add(1, std::memory_order_release);
   job_.notify_all();
@@ -34,6 +48,10 @@ Team::~Team() {
 
 void Team::start(Function function, void* context) {
   if (size_ == 1) return function(context, 0);
+  if (getpid() != process_) {
+    throw std::runtime_error("this process was forked after the model was loaded, which leaves its threads behind; "
+                             "load the model in the new process");
+  }
   function_ = function;
   context_ = context;
   job_.fetch_add(1, std::memory_order_release);

@@ -18,6 +18,7 @@ inline Range share(int64_t count, int rank, int size) { return {count * rank / s
 
 class Team {
  public:
+  // Throws std::runtime_error when the system refuses a thread.
   explicit Team(int size);
   ~Team();
   Team(const Team&) = delete;
@@ -25,7 +26,8 @@ class Team {
 
   int size() const { return size_; }
 
-  // Calls body(rank) once in each of `size` threads, the caller's among them, and returns when all are done.
+  // Calls body(rank) once in each of `size` threads, the caller's among them, and returns when all are done. One
+  // caller at a time. Throws std::runtime_error in a forked process, which has none of the threads.
   template <class Body>
   void run(Body&& body) {
     start([](void* context, int rank) { (*static_cast<std::remove_reference_t<Body>*>(context))(rank); }, &body);
@@ -38,8 +40,10 @@ class Team {
   using Function = void (*)(void*, int);
   void start(Function function, void* context);
   void work(int rank);
+  void stop();
 
   const int size_;
+  const int process_;  // whose threads they are
   Function function_ = nullptr;
   void* context_ = nullptr;
   bool stop_ = false;

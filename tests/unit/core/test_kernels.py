@@ -56,11 +56,11 @@ def equal_bits(a: Float32, b: Float32) -> bool:
     return a.tobytes() == b.tobytes()
 
 
-# Rows and columns around the panel (64), the group (64) and the vector (16); tokens around the
+# Rows and columns around the panel (64), the group (128) and the vector (16); tokens around the
 # tile (6) and the block (48).
 SHAPES = [
     (1, 1, 1), (64, 64, 1), (63, 65, 2), (130, 127, 3), (65, 192, 5), (16, 300, 6), (200, 64, 7),
-    (64, 128, 13), (70, 70, 48), (65, 66, 49), (128, 64, 97),
+    (64, 128, 13), (64, 129, 17), (64, 257, 19), (70, 70, 48), (65, 66, 49), (128, 64, 97),
 ]  # fmt: skip
 
 
@@ -84,8 +84,8 @@ def test_reference_is_the_product(dtype: str, by_input: bool) -> None:
     weights, x, bias = numbers((90, 200)), numbers((4, 200), 1), numbers((90,), 2)
     got = product("reference", weights, x, bias, dtype=dtype, by_input=by_input)
     want = x.astype(np.float64) @ weights.astype(np.float64).T + bias
-    tolerance = {"f32": 1e-5, "f16": 0.02, "bf16": 0.15, "int8": 0.6}[dtype]
-    assert np.abs(got - want).max() < tolerance
+    tolerance = {"f32": 1e-6, "f16": 4e-4, "bf16": 4e-3, "int8": 1.5e-2}[dtype]
+    assert np.abs(got - want).max() < tolerance * np.abs(want).max()
 
 
 @pytest.mark.parametrize("isa", ["reference", *ISAS])
@@ -139,7 +139,7 @@ def test_epilogues(isa: str, epilogue: str) -> None:
 
 @pytest.mark.parametrize("isa", ["reference", *ISAS])
 def test_int8_survives_outlier_features(isa: str) -> None:
-    """One input of 100 times the rest costs only its own group of 64 its precision."""
+    """One input of 100 times the rest costs only its own group of 128 its precision."""
     weights, x = numbers((64, 512)), numbers((8, 512), 1)
     x[:, 300] *= 100
     bias = np.zeros(64, np.float32)

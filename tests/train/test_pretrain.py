@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny_corpus import story, write_corpus
 
+from optlm.assets import bundled_model
 from optlm.errors import CheckpointError, ConfigError
 from optlm.model import OPT
 from optlm.train import pretrain as module
@@ -122,6 +123,17 @@ def test_sampling_leaves_the_random_state_alone(config: PretrainConfig) -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert first == sample(model, [2, 9], count=500, seed=1)
     assert len(first) <= config.model.max_position_embeddings
+
+
+# ---- the bundled model ---------------------------------------------------------------------------
+
+
+def test_recipe_beside_the_bundled_model_describes_it() -> None:
+    folder = bundled_model()
+    recipe = PretrainConfig.from_file(folder / "pretrain.json")
+    assert OPT.from_checkpoint(folder).config == recipe.model
+    vocabulary = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
+    assert len(vocabulary) == recipe.data.vocab_size
 
 
 # ---- recipes ------------------------------------------------------------------------------------
@@ -232,10 +244,11 @@ def test_exported_folder_loads_everywhere(config: PretrainConfig, tmp_path: Path
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits)
 
 
-def test_export_of_one_step_in_bf16(config: PretrainConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("averaged", [True, False])
+def test_export_of_one_step_in_bf16(config: PretrainConfig, tmp_path: Path, averaged: bool) -> None:
     pretrain(config, tmp_path / "run")
-    assert export_run(tmp_path / "run", tmp_path / "model", step=12) == 12
-    state = RunFolder(tmp_path / "run").load(12)["average"]
+    assert export_run(tmp_path / "run", tmp_path / "model", step=12, averaged=averaged) == 12
+    state = RunFolder(tmp_path / "run").load(12)["average" if averaged else "model"]
     for name, value in OPT.from_checkpoint(tmp_path / "model").state_dict().items():
         assert torch.equal(value, state[name].bfloat16().float())
 

@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test coverage lint clean
+.PHONY: demo test coverage lint peers clean
 
 demo: $(VENV)/.installed
-	$(BIN)/optlm generate "Once upon a time" --max-tokens 120 --temperature 0.7 --seed 7
+	$(BIN)/optlm generate "Once upon a time" --max-tokens 120 --temperature 0.6 --top-p 0.9 --seed 7
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -19,6 +19,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The engines that benchmarks/ measures beside ours, in environments of their own; some gigabytes.
+peers: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/peers.py install
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

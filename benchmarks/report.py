@@ -65,12 +65,12 @@ class Report:
             console.print(f"{name}: [bold]{show(value)}[/bold]")
         folder = Path(wanted.results)
         folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / f"{today()}-{wanted.name or self.name}"
+        stem = f"{today()}-{wanted.name or self.name}"  # names may hold dots, as in 1.3b
         line = json.dumps(values)
-        stem.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+        (folder / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n")
         if plot is not None:
-            plot(stem.with_suffix(".png"))
-        stem.with_suffix(".md").write_text(self.markdown(values, stem.name if plot else None))
+            plot(folder / f"{stem}.png")
+        (folder / f"{stem}.md").write_text(self.markdown(values, stem if plot else None))
         if wanted.json:
             Path(wanted.json).write_text(line + "\n")
         print(line)

@@ -16,6 +16,12 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uin
   ffn_width_ = round_up(config_.ffn_dim, kGroup);
   embed_width_ = round_up(config_.embed_dim, kGroup);
   qkv_section_ = round_up(config_.hidden_size, kPanelRows);
+  const int64_t head_elements = kBlockTokens * (head_dim_ + round_up(head_dim_, kLanes));
+  block_stride_ = config_.num_heads * head_elements;
+  int64_t elements = 0;
+  if (__builtin_mul_overflow(config_.num_layers * block_stride_, 4 * config_.num_blocks, &elements)) {
+    throw std::bad_alloc();
+  }
   layers_.resize(config_.num_layers);
   place_weights();
   if (packed == nullptr) {
@@ -30,12 +36,6 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uin
   place_buffers();
   buffers_.reserve(buffers_.bytes(), false);
   place_buffers();
-  const int64_t head_elements = kBlockTokens * (head_dim_ + round_up(head_dim_, kLanes));
-  block_stride_ = config_.num_heads * head_elements;
-  int64_t elements = 0;
-  if (__builtin_mul_overflow(config_.num_layers * block_stride_, 4 * config_.num_blocks, &elements)) {
-    throw std::bad_alloc();
-  }
   cache_.reserve(config_.num_layers * config_.num_blocks * block_stride_ * element_bytes(config_.kv_dtype), false);
 }
 

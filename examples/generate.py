@@ -5,7 +5,7 @@ import sys
 from optlm import LLM, SamplingParams
 
 llm = LLM(sys.argv[1] if len(sys.argv) > 1 else None)
-params = SamplingParams(temperature=0.7, max_tokens=60, seed=7)
+params = SamplingParams(temperature=0.6, top_p=0.9, max_tokens=60, seed=7)
 output = llm.generate("Once upon a time", params)[0]
 
 print(output.prompt + output.text)

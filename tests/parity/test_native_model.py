@@ -52,7 +52,8 @@ def run_alone(native: NativeRunner, tokens: NDArray[np.int32], chunk: int = 64) 
     for first in range(0, len(tokens), chunk):
         part = tokens[first : first + chunk]
         rows = np.arange(len(part), dtype=np.int32)
-        parts.append(native.forward(part, rows + np.int32(first), ints(0, len(part)), table, rows))
+        logits = native.forward(part, rows + np.int32(first), ints(0, len(part)), table, rows)
+        parts.append(logits.copy())
     return np.concatenate(parts)
 
 
@@ -137,7 +138,7 @@ def test_company_changes_no_bit(folders: dict[str, Path], dtype: str, data: st.D
             tokens, positions, starts, tables, np.arange(len(tokens), dtype=np.int32)
         )
         for row, i in enumerate(turn):
-            got[i].append(logits[starts[row] : starts[row + 1]])
+            got[i].append(logits[starts[row] : starts[row + 1]].copy())
             done[i] += sizes[row]
     for text, parts in zip(texts, got, strict=True):
         assert np.concatenate(parts).tobytes() == run_alone(native, text).tobytes()

@@ -22,6 +22,8 @@ __all__ = ["NativeRunner", "available_threads", "pack"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
+_KEPT_ROWS = 64  # logit rows whose memory is kept from step to step
+
 
 class NativeRunner:
     """See `optlm.engine.runner.Runner`. Every number is the same, however tokens are batched.
@@ -53,6 +55,7 @@ class NativeRunner:
         self.block_size = int(_core.BLOCK_TOKENS)
         self.max_batch_tokens = max_batch_tokens
         self.dtype = dtype
+        self._logits = np.empty((0, self.config.vocab_size), np.float32)
         packed = checkpoint.packed
         if packed is not None and packed.dtype != dtype:
             raise BackendError(
@@ -71,7 +74,7 @@ class NativeRunner:
                 positions_dtype=_positions_dtype(checkpoint),
                 packed=None if packed is None else packed.data,
             )
-        except (ValueError, MemoryError) as error:
+        except (ValueError, MemoryError, RuntimeError) as error:
             raise BackendError(f"the native backend cannot start: {error}") from error
         if packed is None:
             _load_weights(self.core, checkpoint)
@@ -81,7 +84,7 @@ class NativeRunner:
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
         logit_rows: Int32,
     ) -> Float32:  # fmt: skip
-        logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
+        logits = self._logits_buffer(len(logit_rows))
         self.core.forward(tokens, positions, seq_starts, block_tables, logit_rows, logits, None)
         return logits
 
@@ -96,6 +99,14 @@ class NativeRunner:
         if len(logit_rows):
             self.core.head(np.ascontiguousarray(hidden[logit_rows]), logits)
         return logits, hidden
+
+    def _logits_buffer(self, rows: int) -> Float32:
+        """An array (rows, V), the same one while there are few: pages are slow to come by anew."""
+        if rows > _KEPT_ROWS:
+            return np.empty((rows, self.config.vocab_size), np.float32)
+        if rows > len(self._logits):
+            self._logits = np.empty((rows, self.config.vocab_size), np.float32)
+        return self._logits[:rows]
 
     def copy_blocks(self, source: Int32, target: Int32) -> None:
         self.core.copy_blocks(source, target)

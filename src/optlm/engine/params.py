@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from optlm.errors import RequestError, did_you_mean
 
 __all__ = ["ALL_LOGPROBS", "SamplingParams"]
@@ -117,17 +119,19 @@ class SamplingParams:
             self._set(name, _whole(name, getattr(self, name), low, high))
         for name in ("ignore_eos", "include_stop"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise RequestError(
+                    f"{name} must be True or False, not {_brief(getattr(self, name))}"
+                )
         if 0 < self.temperature < 0.01:
             raise RequestError(
                 f"temperature is {self.temperature}; use 0 (greedy) or at least 0.01"
             )
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            name = "top_p" if self.top_p == 0 else "repetition_penalty"
-            raise RequestError(f"{name} is 0; it must be above 0")
-        if self.on_overflow not in _OVERFLOW:
+        if self.top_p == 0:
+            raise RequestError("top_p is 0; it must be above 0")
+        if not isinstance(self.on_overflow, str) or self.on_overflow not in _OVERFLOW:
             raise RequestError(
-                f"on_overflow is {self.on_overflow!r}; it must be one of {', '.join(_OVERFLOW)}"
+                f"on_overflow is {_brief(self.on_overflow)}; "
+                f"it must be one of {', '.join(_OVERFLOW)}"
             )
         self._set("stop", _stops(self.stop))
         self._set("stop_token_ids", _ids(self.stop_token_ids))
@@ -211,6 +215,11 @@ class SamplingParams:
                     raise RequestError(
                         f"{name} names token {token}; the vocabulary has ids 0 to {vocab_size - 1}"
                     )
+        if self.min_tokens and len(set(self.stop_token_ids)) >= vocab_size - 1:
+            raise RequestError(
+                f"stop_token_ids leave no token to continue with, but min_tokens is "
+                f"{self.min_tokens}"
+            )
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(self, name)
             if count is not None and count > vocab_size:
@@ -220,12 +229,13 @@ class SamplingParams:
                 )
 
 
+_NOT_REAL = (bool, np.bool_, str, bytes)
 # name, lowest, highest
 _FLOATS = (
     ("temperature", 0.0, 1e4),
     ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
-    ("repetition_penalty", 0.0, 1e4),
+    ("repetition_penalty", 0.01, 1e4),
     ("presence_penalty", -1e4, 1e4),
     ("frequency_penalty", -1e4, 1e4),
     ("length_penalty", -1e3, 1e3),
@@ -246,19 +256,35 @@ _PLAIN_FOR_BEAM = (
 )  # fmt: skip
 
 
+def _brief(value: object) -> str:
+    """The value for a message; Python refuses to spell numbers of thousands of digits."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return f"a huge {type(value).__name__}"
+
+
 def _whole(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, (bool, str, bytes, float)) or not hasattr(value, "__index__"):
-        raise RequestError(f"{name} must be a whole number, not {value!r:.80}")
-    number = operator.index(value)
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None:
+        raise RequestError(f"{name} must be a whole number, not {_brief(value)}")
     if not low <= number <= high:
-        raise RequestError(f"{name} is {number}; it must lie between {low} and {high}")
+        raise RequestError(f"{name} is {_brief(number)}; it must lie between {low} and {high}")
     return number
 
 
 def _real(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise RequestError(f"{name} must be a number, not {value!r:.80}")
-    number = float(value)
+    try:
+        number = None if isinstance(value, _NOT_REAL) else float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        raise RequestError(f"{name} must be a number, not {_brief(value)}")
     if not (math.isfinite(number) and low <= number <= high):
         raise RequestError(f"{name} is {number}; it must lie between {low:g} and {high:g}")
     return number
@@ -267,13 +293,15 @@ def _real(name: str, value: object, low: float, high: float) -> float:
 def _count(name: str, value: object) -> int | None:
     if value is None:
         return None
-    return ALL_LOGPROBS if value == "all" else _whole(name, value, ALL_LOGPROBS, 2**24)
+    if isinstance(value, str) and value == "all":
+        return ALL_LOGPROBS
+    return _whole(name, value, ALL_LOGPROBS, 2**24)
 
 
 def _stops(value: object) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, Sequence) or not all(isinstance(s, str) for s in stops):
-        raise RequestError(f"stop must be a text or a list of texts, not {value!r:.80}")
+        raise RequestError(f"stop must be a text or a list of texts, not {_brief(value)}")
     if len(stops) > _MAX_STOPS:
         raise RequestError(f"stop has {len(stops)} texts; at most {_MAX_STOPS} are allowed")
     for text in stops:
@@ -286,7 +314,7 @@ def _stops(value: object) -> tuple[str, ...]:
 
 def _ids(value: object) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise RequestError(f"stop_token_ids must be a list of token ids, not {value!r:.80}")
+        raise RequestError(f"stop_token_ids must be a list of token ids, not {_brief(value)}")
     if len(value) > _MAX_STOPS:
         raise RequestError(f"stop_token_ids has {len(value)} ids; at most {_MAX_STOPS} are allowed")
     return tuple(_whole("stop_token_ids", token, 0, 2**24) for token in value)
@@ -296,7 +324,7 @@ def _biases(value: object) -> dict[int, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias must map token ids to numbers, not {value!r:.80}")
+        raise RequestError(f"logit_bias must map token ids to numbers, not {_brief(value)}")
     if len(value) > _MAX_BIASES:
         raise RequestError(
             f"logit_bias has {len(value)} entries; at most {_MAX_BIASES} are allowed"

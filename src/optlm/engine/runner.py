@@ -53,7 +53,7 @@ class Runner(Protocol):
         block_tables: Int32,  # (B, M) position p lives in block_tables[b, p // block_size]
         logit_rows: Int32,  # (R,) which of the T tokens want logits, ascending; may be empty
     ) -> Float32:
-        """Return a fresh, writable array (R, V) of logits."""
+        """Return the logits (R, V): writable, and valid until the next call."""
         ...
 
     def forward_hidden(

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("top_p", [0, NAN, 1.0000001, -0.1, "1", INF]),
     ("top_k", [-1, 1.5, True, 2**40, "3"]),
     ("min_p", [-0.1, 1.1, NAN, "0"]),
-    ("repetition_penalty", [0, -1, NAN, INF, 1e308]),
+    ("repetition_penalty", [0, -1, NAN, INF, 1e308, 1e-40]),
     ("presence_penalty", [NAN, 1e308, -1e308, "1"]),
     ("frequency_penalty", [NAN, INF, -INF, True]),
     ("logprobs", [-2, 1.5, True, "most", "5"]),
@@ -47,6 +48,23 @@ BAD: list[tuple[str, list[Any]]] = [
 def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=name.split("_")[0]):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(SamplingParams)])
+@pytest.mark.parametrize(
+    "value", [10**400, 10**5000, np.array([1, 2]), np.array("x"), Decimal("sNaN"), 1j], ids=range(6)
+)
+def test_strange_numbers_are_refused_as_requests(name: str, value: Any) -> None:
+    for given in [value] if name != "logit_bias" else [value, {5: value}]:
+        with pytest.raises(RequestError, match=name.split("_")[0]):
+            SamplingParams(**{name: given})
+
+
+def test_min_tokens_needs_a_token_that_does_not_stop() -> None:
+    params = SamplingParams(min_tokens=1, stop_token_ids=range(300))
+    params.check_vocabulary(400)
+    with pytest.raises(RequestError, match="min_tokens"):
+        params.check_vocabulary(300)
 
 
 @pytest.mark.parametrize(

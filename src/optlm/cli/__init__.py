@@ -18,7 +18,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from optlm import __version__
-from optlm.cli.common import run_guarded
+from optlm.cli.common import FAILURE, run_guarded, say
 from optlm.errors import did_you_mean
 
 __all__ = ["main", "run"]
@@ -41,6 +41,9 @@ class _HelpFormatter(RawDescriptionHelpFormatter):
 
 def main() -> None:
     """Entry point of the `optlm` command."""
+    if sys.stdout is None:  # started with it closed: the result would be lost without a word
+        say("error: standard output is closed")
+        sys.exit(FAILURE)
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal may lack letters that a model has
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

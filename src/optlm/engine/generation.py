@@ -224,18 +224,21 @@ class Generation:
         self._max_blocks = max_blocks
         self.samples = [self._sample(0)]
         if params.max_tokens == 0 and self._first_row == len(prompt.token_ids) - 1:
-            self.end("length")
+            self.start_others()
 
     @property
     def lacks_samples(self) -> bool:
         return len(self.samples) < self.params.num_samples
 
     def start_others(self) -> list[Sample]:
-        """Make the samples after the first, once; they are then to be queued."""
+        """Make the samples after the first, once; return those that are then to be queued."""
         others = [
             self._sample(index) for index in range(len(self.samples), self.params.num_samples)
         ]
         self.samples += others
+        if self.params.max_tokens == 0:  # the first has read the prompt, and nothing follows
+            self.end("length")
+            return []
         return others
 
     def complete(self, completions: list[Completion]) -> None:

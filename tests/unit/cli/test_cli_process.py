@@ -96,6 +96,14 @@ def test_closed_standard_input_is_an_empty_prompt(long_model: Path) -> None:
     assert done.stderr == b""
 
 
+def test_closed_standard_output_is_told(long_model: Path) -> None:
+    command = [sys.executable, "-m", "optlm", "info", str(long_model)]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "optlm: error: standard output is closed\n")
+
+
 def test_output_that_knows_few_letters(long_model: Path) -> None:
     options = ["-m", str(long_model), "--max-tokens", "50", "--ignore-eos", "--seed", "1"]
     done = subprocess.run(

@@ -211,6 +211,21 @@ def test_max_tokens_0_only_reads() -> None:
     assert (plain.token_ids, plain.finish_reason) == ([], "length")
 
 
+@pytest.mark.parametrize("prompt_logprobs", [None, 1])
+@pytest.mark.parametrize("count", [{"n": 3}, {"best_of": 3}], ids=str)
+def test_samples_of_a_prompt_only_read_are_all_empty(
+    prompt_logprobs: int | None, count: dict[str, int]
+) -> None:
+    """The prompt less its last token fills whole blocks: a second sample finds all of it cached."""
+    llm = hashed()
+    params = SamplingParams(max_tokens=0, prompt_logprobs=prompt_logprobs, **count)
+    for prompt in ([9] * 33, [9, 9, 4]):
+        output = llm.generate(prompt, params)[0]
+        assert [o.token_ids for o in output.outputs] == [[]] * params.n
+        assert {o.finish_reason for o in output.outputs} == {"length"}
+        llm.check_integrity()
+
+
 # ---- failures ------------------------------------------------------------------------------------
 
 

@@ -423,7 +423,8 @@ inline void matmul_int8_sparse(const MatmulArgs& a) {
 // One token alone always takes the list. Several are cheaper in tiles unless few inputs are active: a quad of the
 // list costs some 12 cycles, a chunk of a tile 12 to interleave and 5 a token.
 inline bool sparse_is_cheaper(const MatmulArgs& a) {
-  if (!a.skip_zeros || a.tokens > kSparseTokens) return false;
+  const bool listable = a.in.groups * kGroup <= int64_t{1} << 16;  // Quad::input has 16 bits
+  if (!a.skip_zeros || a.tokens > kSparseTokens || !listable) return false;
   if (a.tokens == 1) return true;
   int64_t active = 0;
   for (int64_t w = 0; w < a.tokens * a.in.groups * kMaskWords; ++w) active += __builtin_popcountll(a.in.active[w]);

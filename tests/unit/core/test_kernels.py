@@ -260,3 +260,13 @@ def test_gelu_over_its_range(isa: str, name: str) -> None:
     assert np.abs(got - want).max() < 1e-6
     assert np.abs(got[x < -7]).max() < 1e-10
     assert equal_bits(got, product("reference", one, x[:, None], zero, epilogue=name)[:, 0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cols", [2**16, 2**16 + 128])
+def test_more_inputs_than_a_list_can_name(isa: str, cols: int) -> None:
+    """A wider feed-forward layer than any OPT's has inputs beyond 16 bits."""
+    weights, x, bias = numbers((3, cols)), np.zeros((1, cols), np.float32), np.zeros(3, np.float32)
+    x[0, [5, cols - 1]] = 1.0, -2.0
+    want = product("reference", weights, x, bias, dtype="int8", by_input=True)
+    assert equal_bits(product(isa, weights, x, bias, dtype="int8", by_input=True), want)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from optlm.errors import ConfigError
 from optlm.train.curve import draw_curve
-from optlm.train.optim import OptimConfig, build_optimizer, learning_rate
+from optlm.train.optim import OptimConfig, Optimizer, learning_rate
 from optlm.train.run_folder import RunFolder, TrainingError
 
 __all__ = ["LoopConfig", "Loss", "Trainer"]
@@ -103,7 +103,7 @@ class Trainer(Generic[M, B]):
         self._loss = loss
         self._evaluate = evaluate
         self._tell = log
-        self._optimizer = build_optimizer(model, config.optim)
+        self._optimizer = Optimizer(model, config.optim)
         self._seconds = 0.0  # spent so far, over all resumes
 
     # ---- running -----------------------------------------------------------------------------
@@ -150,11 +150,7 @@ class Trainer(Generic[M, B]):
                 f"step {self.step} has loss {mean} and gradient norm {norm}; its weights were not "
                 f"changed. Start again with a learning rate below {config.learning_rate}"
             )
-        rate = learning_rate(config, self.step, self.config.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(learning_rate(config, self.step, self.config.steps))
         self._update_average()
         self.step += 1
         self.tokens += count
@@ -179,7 +175,7 @@ class Trainer(Generic[M, B]):
         save = last or stopping or self.step % config.checkpoint_every == 0
         self._unlogged.append(loss)
         if self.step % config.log_every == 0 or last:
-            rate = self._optimizer.param_groups[0]["lr"]
+            rate = learning_rate(config.optim, self.step - 1, config.steps)
             mean = sum(self._unlogged) / len(self._unlogged)
             self._log("train", {"loss": mean, "norm": norm, "rate": rate})
             self._unlogged.clear()

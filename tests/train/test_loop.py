@@ -209,3 +209,115 @@ def test_loss_that_is_no_number_stops_before_the_weights_change(tmp_path: Path, 
 def test_nonsense_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         LoopConfig(**({"steps": 5} | values))
+
+
+# ---- what is trained, averaged and saved --------------------------------------------------------
+
+
+class Adapted(nn.Module):
+    """A frozen base with a small trained correction, and a buffer that steps change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(3, 1).requires_grad_(False)
+        self.correction = nn.Linear(3, 1, bias=False)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += len(x)
+        return self.base(x) + self.correction(x)
+
+
+def adapter_trainer(folder: Path, **values: Any) -> Trainer[nn.Module, Batch]:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"steps": 9, "evaluate_every": 3, "checkpoint_every": 2} | values
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        Adapted(),
+        config=LoopConfig(**settings),
+        folder=RunFolder(folder),
+        batches=one_batch,
+        loss=squared_error,
+        evaluate=distance,
+    )
+
+
+def test_only_what_is_trained_is_averaged_and_saved(tmp_path: Path) -> None:
+    run = adapter_trainer(tmp_path)
+    assert run.average.base.weight is run.model.base.weight  # no second base in memory
+    assert run.average.correction.weight is not run.model.correction.weight
+    before = run.model.base.weight.clone()
+    run.run()
+    assert torch.equal(run.model.base.weight, before)
+    state = RunFolder(tmp_path).load_latest()
+    assert state is not None
+    assert set(state["model"]) == set(state["average"]) == {"correction.weight", "seen"}
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_adapter_run_resumes_to_the_same_bits(tmp_path: Path, decay: float) -> None:
+    whole = adapter_trainer(tmp_path / "a", average_decay=decay)
+    whole.run()
+    cut = adapter_trainer(tmp_path / "b", average_decay=decay)
+    cut._batches = lambda step: one_batch(step) if step < 5 else (_ for _ in ()).throw(Killed())
+    with pytest.raises(Killed):
+        cut.run()
+    resumed = adapter_trainer(tmp_path / "b", average_decay=decay)
+    resumed.run()
+    assert bits(resumed.model) == bits(whole.model)
+    assert bits(resumed.average) == bits(whole.average)
+
+
+def test_without_averaging_the_model_itself_is_evaluated(tmp_path: Path) -> None:
+    run = trainer(tmp_path, average_decay=0.0)
+    judged: list[tuple[bool, bool]] = []
+
+    def evaluate(model: nn.Module) -> dict[str, Any]:
+        judged.append((model is run.model, model.training))
+        return distance(model)
+
+    run._evaluate = evaluate
+    run.run()
+    assert judged == [(True, False)] * 2
+    assert run.average is run.model
+    state = RunFolder(tmp_path).load_latest()
+    assert state is not None
+    assert state["average"] is None
+
+
+def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path: Path) -> None:
+    modes: list[bool] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Loss:
+        modes.append(model.training)
+        return plain_error(model, batch)
+
+    trainer(tmp_path, loss=loss, average_decay=0.0).run()
+    assert modes == [True] * 16
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    adapter_trainer(tmp_path).run()
+    other = trainer(tmp_path, steps=20)
+    before = bits(other.model)
+    with pytest.raises(TrainingError, match=r"does not fit.*bias, correction\.weight, seen"):
+        other.run()
+    assert bits(other.model) == before
+
+
+def test_patience_ends_the_run_and_a_resume_keeps_it_ended(tmp_path: Path) -> None:
+    def worse(model: nn.Module) -> dict[str, Any]:
+        return {"score": float(run.step)}
+
+    values: dict[str, Any] = {"steps": 100, "evaluate_every": 4, "patience": 2}
+    run = trainer(tmp_path, **values)
+    run._evaluate = worse
+    told: list[str] = []
+    run._tell = told.append
+    run.run()
+    assert (run.step, run.best) == (12, (4.0, 4))
+    assert told == ["stopped after step 12: no better score than 4.0000 (step 4) in 2 evaluations"]
+    again = trainer(tmp_path, **values)
+    again.run()
+    assert again.step == 12

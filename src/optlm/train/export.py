@@ -29,7 +29,8 @@ def export_run(
     Args:
         dtype: "bf16", "f16" or "f32".
         step: take this checkpoint and not the best one by validation.
-        averaged: take the moving average, which validation judges, or the weights as trained.
+        averaged: take the moving average, which validation judges, if the run keeps one; else the
+            weights as trained.
 
     Returns:
         The step that was exported.
@@ -45,7 +46,7 @@ def export_run(
         raise CheckpointError(f"{run} is no folder of a training run: {error}") from error
     config = OPTConfig.from_dict(settings["model"])
     step, state = _choose(RunFolder(run), step)
-    chosen = state["average" if averaged else "model"]
+    chosen = (state["average"] if averaged else None) or state["model"]
     weights = {name: weight.numpy() for name, weight in chosen.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "tokenizer.json") as file:

@@ -1,8 +1,8 @@
 """The optimizers, and the learning rate as a function of the step.
 
 AdamW is what OPT was trained with. Muon (Jordan et al. 2024; scaled as in arXiv 2502.16982, section
-2.2) is a choice for the matrices inside the layers: on the mini family it reached the same loss in 250
-steps that took AdamW 350, for a tenth more time a step (docs/log.md).
+2.2) is a choice for the matrices inside the layers: on the mini family it reached in 250 steps the
+loss that took AdamW 350, for a tenth more time a step (docs/log.md).
 """
 
 from __future__ import annotations

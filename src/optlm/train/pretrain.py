@@ -9,7 +9,6 @@ by itself when RUN already holds the same configuration.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from optlm.train.loop import Loss, Trainer
 from optlm.train.loss import head_cross_entropy
 from optlm.train.optim import decay_begin
 from optlm.train.recipe import PretrainConfig
-from optlm.train.run_folder import RunFolder
+from optlm.train.run_folder import RunFolder, claim
 from optlm.train.validate import Validation
 
 __all__ = ["PretrainConfig", "pretrain"]
@@ -45,7 +44,7 @@ def pretrain(
         log: told about progress, a line at a time.
 
     Returns:
-        The averaged model after the last step.
+        The averaged model after the last step (without averaging: the model).
 
     Raises:
         ConfigError: `out` or the data folder belongs to another configuration.
@@ -54,7 +53,7 @@ def pretrain(
         KeyboardInterrupt: stopped by a signal, after saving.
     """
     folder = RunFolder(out)
-    with folder.locked(dataclasses.asdict(config)):
+    with folder.locked(claim("pretrain", config)):
         data_folder = data_folder or out / "data"
         manifest = prepare(config.data, data_folder, log=log)
         tokenizer_json = (data_folder / TOKENIZER).read_bytes()

@@ -1,6 +1,6 @@
 """The folder of a training run: one trainer at a time, atomic checkpoints, the log.
 
-run.json              the configuration; another one is refused
+run.json              the claim: all that decides the bits of the run; another one is refused
 lock                  held by the trainer that is at work
 step-00001234.pt      checkpoints: the last two, and the best by validation
 log.jsonl             one JSON object an event, in order of steps
@@ -10,6 +10,7 @@ tokenizer.json        the vocabulary, so that the folder can be exported on its 
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import pickle
@@ -23,7 +24,7 @@ import torch
 from optlm.checkpoint.save import atomic_file
 from optlm.errors import ConfigError, OptlmError
 
-__all__ = ["RunFolder", "TrainingError"]
+__all__ = ["RunFolder", "TrainingError", "claim"]
 
 _KEEP = 2
 # All that PyTorch raises for a damaged file.
@@ -32,6 +33,17 @@ _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.
 
 class TrainingError(OptlmError):
     """Training cannot go on: a loss that is no number, a full disk, a folder in use."""
+
+
+def claim(technique: str, settings: Any, **others: Any) -> dict[str, Any]:
+    """What makes a run the one it is, as JSON values.
+
+    Args:
+        technique: the command: "pretrain", "finetune", ...
+        settings: a dataclass of everything that was asked for.
+        others: what else decides the result, such as a fingerprint of the model that is adapted.
+    """
+    return {"technique": technique, **dataclasses.asdict(settings), **others}
 
 
 class RunFolder:

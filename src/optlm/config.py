@@ -323,6 +323,9 @@ _NO_EFFECT = frozenset((
     "_attn_implementation_autoset", "antemplate", "badwordsids", "formatoptns",
     "gradient_checkpointing", "max_new_tokens", "newlinemode", "nobreakmodel",
     "renormalize_logits", "static_weights", "suffix", "welcome",
+    # settings of KoboldAI, which its story models carry beside the architecture
+    "adventure", "chatmode", "compat", "dynamicscan", "rep_pen", "rep_pen_range", "rep_pen_slope",
+    "sampler_order", "temp", "tfs", "top_a", "typical",
 ))  # fmt: skip
 
 

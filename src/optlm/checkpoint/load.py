@@ -134,7 +134,7 @@ def resolve(
 ) -> Path:
     """The local folder of `source`, downloaded if it names a hub model."""
     path = Path(source)
-    if os.path.isdir(path):  # unlike Path.is_dir, false for names that are too long
+    if os.path.isdir(source):  # unlike Path("").is_dir(), false for an empty or too long name
         if revision is not None:
             raise fault_error(
                 "revision", path, "is a local folder; a revision applies to hub models only"
@@ -144,7 +144,9 @@ def resolve(
 
     if os.path.lexists(path) or not is_hub_name(str(source)):
         raise fault_error(
-            "no-folder", source, "is neither a folder nor a hub name such as facebook/opt-125m"
+            "no-folder",
+            source or "an empty name",
+            "is neither a folder nor a hub name such as facebook/opt-125m",
         )
     return download(str(source), revision=revision, offline=offline, progress=progress)
 

@@ -19,7 +19,7 @@ from optlm.checkpoint.jsonfile import parse_object
 from optlm.checkpoint.tensor import Array
 from optlm.config import OPTConfig
 
-__all__ = ["PACKED_NAME", "PackedWeights", "read_packed", "save_packed"]
+__all__ = ["PACKED_NAME", "PackedWeights", "check_packed_target", "read_packed", "save_packed"]
 
 PACKED_NAME = "weights.optlm"
 _FORMAT = "optlm-packed"
@@ -51,22 +51,17 @@ def save_packed(
     positions_dtype: str,
     tokenizer_from: str | Path,
 ) -> Path:
-    """Write a packed folder; each file is replaced as a whole.
+    """Write a packed folder, whole or not at all (`staged_folder`).
 
     Raises:
-        CheckpointError: the folder already holds weights in another form.
+        CheckpointError: the target is no folder, cannot be written, or holds other weights.
     """
-    from optlm.checkpoint.save import atomic_file, copy_tokenizer  # reading needs none of it
+    # reading needs none of it
+    from optlm.checkpoint.save import TOKENIZER_FILES, atomic_file, copy_tokenizer
+    from optlm.checkpoint.staging import staged_folder
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    others = [
-        path.name for kind in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(kind)
-    ]
-    if others:
-        raise fault_error(
-            "packed-beside-others", folder, f"already holds {others[0]}; pack into another folder"
-        )
+    check_packed_target(folder)
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -76,13 +71,31 @@ def save_packed(
         "sha256": _sha256(data),
         "config": dataclasses.asdict(config),
     }
-    copy_tokenizer(Path(tokenizer_from), folder)
-    with atomic_file(folder / PACKED_NAME) as file:
-        file.write(json.dumps(header).encode().ljust(_PAGE))
-        file.write(data.data)
-    with atomic_file(folder / "config.json") as file:
-        file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    with staged_folder(folder, replaces=TOKENIZER_FILES) as stage:
+        copy_tokenizer(Path(tokenizer_from), stage)
+        with atomic_file(stage / PACKED_NAME) as file:
+            file.write(json.dumps(header).encode().ljust(_PAGE))
+            file.write(data.data)
+        with atomic_file(stage / "config.json") as file:
+            file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
     return folder
+
+
+def check_packed_target(folder: Path) -> None:
+    """Refuse a folder that cannot take packed weights, before they are made.
+
+    Raises:
+        CheckpointError: as `save_packed`.
+    """
+    from optlm.checkpoint.staging import check_target
+
+    check_target(folder)
+    others = [
+        path.name for kind in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(kind)
+    ]
+    if others:
+        message = f"already holds {others[0]}; pack into another folder"
+        raise fault_error("packed-beside-others", folder, message)
 
 
 def _sha256(data: Array) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from optlm.checkpoint.faults import error_of, fault_error
 from optlm.checkpoint.names import Named, fit
+from optlm.checkpoint.staging import current_umask, staged_folder, sync_folder
 from optlm.checkpoint.tensor import Array, Tensor, is_finite, storage_dtype
 from optlm.config import OPTConfig
 from optlm.errors import did_you_mean
@@ -44,8 +45,8 @@ def save_checkpoint(
 ) -> Path:
     """Write ``config.json``, ``model.safetensors`` and tokenizer files; return the folder.
 
-    Each file is replaced as a whole (temporary file, fsync, rename) and ``config.json`` is written
-    last, so an interrupted save leaves no half-written file. Other files in the folder stay.
+    The files are written beside the folder and moved when all are complete (`staged_folder`), so an
+    interrupted save leaves what was there before. Other files in the folder stay.
 
     Args:
         tensors: every name of ``config.parameter_shapes()``, as `Tensor`, float32 or float16 array.
@@ -55,8 +56,8 @@ def save_checkpoint(
         tokenizer_from: a folder whose tokenizer files are copied.
 
     Raises:
-        CheckpointError: names or shapes that do not fit `config`, or values that are not finite in
-            `dtype`.
+        CheckpointError: names or shapes that do not fit `config`, values that are not finite in
+            `dtype`, or a target that is no folder, cannot be written, or holds packed weights.
     """
     if dtype is not None and dtype not in SAVED_DTYPES:
         raise fault_error(
@@ -67,14 +68,17 @@ def save_checkpoint(
     if faults:
         raise error_of(faults)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if tokenizer_from is not None:
-        copy_tokenizer(Path(tokenizer_from), folder)
+    if os.path.lexists(folder / "weights.optlm"):
+        message = "holds packed weights, which would hide the new ones; write into another folder"
+        raise fault_error("packed-beside-others", folder, message)
     wanted = {name: SAVED_DTYPES[dtype] if dtype else t.dtype for name, t in fitting.items()}
-    with atomic_file(folder / "model.safetensors") as file:
-        _write_safetensors(file, fitting, wanted)
-    with atomic_file(folder / "config.json") as file:
-        file.write(_config_json(config, set(wanted.values())))
+    with staged_folder(folder, replaces=TOKENIZER_FILES if tokenizer_from else ()) as stage:
+        if tokenizer_from is not None:
+            copy_tokenizer(Path(tokenizer_from), stage)
+        with atomic_file(stage / "model.safetensors") as file:
+            _write_safetensors(file, fitting, wanted)
+        with atomic_file(stage / "config.json") as file:
+            file.write(_config_json(config, set(wanted.values())))
     return folder
 
 
@@ -154,31 +158,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
-        if (source / name).is_file() and (source / name).resolve() != (folder / name).resolve():
+        if (source / name).is_file():
             with (source / name).open("rb") as original, atomic_file(folder / name) as copy:
                 shutil.copyfileobj(original, copy)

@@ -1,7 +1,8 @@
 """The command line: one thin module per command, imported when it is called.
 
-Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted, 141 the reader of
-stdout went away. `optlm doctor` gives 1 for warnings and 2 for faults.
+Exit codes: 0 done, 1 failed while running, 2 bad usage or input, 130 interrupted, 143 or 129 ended
+by SIGTERM or SIGHUP, 141 the reader of stdout went away. `optlm doctor` gives 1 for warnings and 2
+for faults.
 
 argparse and not typer: typer imports pydantic and inspects every option, which takes 190 ms of
 processor time in each start; argparse takes 15.
@@ -16,9 +17,10 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from typing import NoReturn
 
 from optlm import __version__
-from optlm.cli.common import FAILURE, run_guarded, say
+from optlm.cli.common import FAILURE, end_politely, run_guarded, say, visible
 from optlm.errors import did_you_mean
 
 __all__ = ["main", "run"]
@@ -46,6 +48,7 @@ def main() -> None:
         sys.exit(FAILURE)
     if isinstance(sys.stdout, TextIOWrapper):  # a terminal may lack letters that a model has
         sys.stdout.reconfigure(errors="backslashreplace")
+    end_politely()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -69,10 +72,15 @@ def run(arguments: Sequence[str]) -> int:
     return run_guarded(lambda: _run_command(name, arguments[place + 1 :]))
 
 
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
 def _main_parser() -> ArgumentParser:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {told}" for name, told in COMMANDS.items())
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="optlm",
         usage="optlm [--version] [--debug] COMMAND ...",
         description="Run, score, inspect and train OPT language models.",
@@ -87,7 +95,7 @@ def _main_parser() -> ArgumentParser:
 
 def _run_command(name: str, arguments: Sequence[str]) -> int | None:
     command = import_module(f"optlm.cli.{name}")
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=f"optlm {name}",
         usage=f"optlm {name} {command.USAGE}",
         description=command.__doc__,

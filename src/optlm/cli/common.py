@@ -5,11 +5,14 @@ stdout carries data only; everything said to the user goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from optlm.errors import CheckpointError, ConfigError, OptlmError, RequestError, TokenizerError
@@ -22,6 +25,8 @@ FAILURE = 1
 BAD_INPUT = 2  # argparse's own code for bad usage too
 INTERRUPTED = 130  # 128 + SIGINT
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+_MAX_INPUT = 2**30  # bytes of one input; beyond it something else than a text was meant
 
 _BAD_INPUT = (CheckpointError, ConfigError, RequestError, TokenizerError)
 _NO_SUCH_INPUT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -47,14 +52,50 @@ def add_json_option(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON, one object a line")
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM or SIGHUP; what Ctrl-C tidies is tidied."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def end_politely() -> None:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does, unless they are ignored (nohup)."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Terminated(number)
+
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(kind) is signal.SIG_DFL:
+            signal.signal(kind, end)
+
+
+def exit_code_of(interrupt: KeyboardInterrupt) -> int:
+    """130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP: 128 + the signal, as shells have it."""
+    return interrupt.exit_code if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+def text_argument(word: str) -> str:
+    """A text from the command line: UTF-8, whatever encoding the locale made Python assume.
+
+    Raises:
+        ArgumentTypeError: it is not UTF-8.
+    """
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        raise ArgumentTypeError("is not UTF-8; give the text in a file, as UTF-8") from None
+
+
 def run_guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code: errors become one message, never a traceback."""
     try:
         code = command() or 0
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return exit_code_of(interrupt)
     except BrokenPipeError:
         _leave_stdout()
         return PIPE_CLOSED
@@ -69,7 +110,8 @@ def _report(error: Exception) -> int:
         say(f"error: {error}")
         return BAD_INPUT if isinstance(error, _BAD_INPUT) else FAILURE
     if isinstance(error, OSError):
-        say(f"error: {error.filename or 'input/output'}: {error.strerror or error}")
+        name = os.fsdecode(error.filename) if error.filename else "input/output"
+        say(f"error: {name}: {error.strerror or error}")
         return BAD_INPUT if isinstance(error, _NO_SUCH_INPUT) else FAILURE
     if isinstance(error, MemoryError):
         say("error: not enough memory")
@@ -90,8 +132,10 @@ def debugging() -> bool:
 
 
 def say(message: str) -> None:
-    """Tell the user something, on stderr."""
-    print(f"optlm: {message}", file=sys.stderr, flush=True)
+    """Tell the user something on stderr; where nobody listens, the work goes on all the same."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"optlm: {visible(message)}", file=sys.stderr, flush=True)
 
 
 def usage_error(message: str) -> RequestError:
@@ -118,19 +162,24 @@ def read_text(source: str) -> str:
     """Read a file, or standard input for ``-``. A byte order mark and one last newline are dropped.
 
     Raises:
-        RequestError: not UTF-8.
+        RequestError: not UTF-8, larger than 1 GiB, or standard input is closed.
         OSError: it cannot be read.
     """
+    name = "standard input" if source == "-" else source
     if source == "-":
+        if sys.stdin is None:
+            raise RequestError("standard input is closed; give the text in another way")
         if sys.stdin.isatty():
             say("reading from the terminal; end with Ctrl-D")
-        raw = sys.stdin.buffer.read()
+        raw = sys.stdin.buffer.read(_MAX_INPUT + 1)
     else:
-        raw = Path(source).read_bytes()
+        with Path(source).open("rb") as file:
+            raw = file.read(_MAX_INPUT + 1)
+    if len(raw) > _MAX_INPUT:
+        raise RequestError(f"{name} has more than {_MAX_INPUT} bytes, the limit; split it")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        name = "standard input" if source == "-" else source
         raise RequestError(
             f"{name} is not UTF-8 (byte {error.start}); convert it, for example with iconv"
         ) from None
@@ -139,7 +188,12 @@ def read_text(source: str) -> str:
 
 def printable(text: str) -> str:
     """Return `text` with control characters made visible when stdout is a terminal."""
-    return text.translate(_VISIBLE) if sys.stdout.isatty() else text
+    return visible(text) if sys.stdout.isatty() else text
+
+
+def visible(text: str) -> str:
+    """Return `text` with control characters as escapes."""
+    return text.translate(_VISIBLE)
 
 
 # A model can produce any byte, and some drive the terminal.

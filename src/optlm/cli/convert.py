@@ -31,9 +31,12 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     from optlm.checkpoint import open_checkpoint, save_checkpoint
+    from optlm.checkpoint.packed import check_packed_target
+    from optlm.checkpoint.staging import check_target
 
     if options.packed and options.dtype not in _PACKED_DTYPES:
         raise usage_error(f"--packed needs --dtype with one of {', '.join(_PACKED_DTYPES)}")
+    (check_packed_target if options.packed else check_target)(options.out)
     checkpoint = open_checkpoint(options.source)
     if options.packed:
         _pack(checkpoint, options.out, options.dtype)

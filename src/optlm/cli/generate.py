@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optlm.cli.common import (
-    INTERRUPTED,
     add_engine_options,
     add_json_option,
+    exit_code_of,
     load_model,
     printable,
     read_text,
     say,
+    text_argument,
     tokenizer_of,
     usage_error,
 )
@@ -58,7 +59,11 @@ _SAMPLING = (
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads standard input"
+        "prompt",
+        nargs="?",
+        type=text_argument,
+        metavar="PROMPT",
+        help="text to continue; - reads standard input",
     )
     parser.add_argument(
         "-f",
@@ -158,7 +163,7 @@ def _sampling_params(options: Namespace) -> SamplingParams:
 
 
 def _unescape(text: str) -> str:
-    return text.replace("\\n", "\n").replace("\\t", "\t")
+    return text_argument(text).replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _biases(pairs: Sequence[str]) -> dict[int, float]:
@@ -192,8 +197,8 @@ def _write_one(
             if live:
                 sys.stdout.write(held.pop())
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        code = exit_code_of(interrupt)
     sys.stdout.write("".join(held) + "\n")
     if verbose:
         say(clock.summary(result.finish_reason if result else "interrupted"))

@@ -56,14 +56,14 @@ def _checkpoint(model: str | None) -> dict[str, Any]:
     from optlm.errors import TokenizerError
     from optlm.tokenizer import Tokenizer
 
-    checkpoint = open_checkpoint(model or bundled_model())
+    checkpoint = open_checkpoint(bundled_model() if model is None else model)
     try:
         vocabulary = Tokenizer.from_folder(checkpoint.folder, checkpoint.config)
         tokenizer = f"{vocabulary.vocab_size} entries, start token {vocabulary.bos_id}"
     except TokenizerError as error:
         tokenizer = f"none that can be used: {error}"
     return {
-        "model": str(model or "bundled"),
+        "model": "bundled" if model is None else model,
         "folder": str(checkpoint.folder),
         "files": f"{checkpoint.layout}, {_stored(checkpoint)}",
         "tokenizer": tokenizer,

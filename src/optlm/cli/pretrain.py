@@ -8,7 +8,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from optlm.cli.common import FAILURE, INTERRUPTED, say
+from optlm.cli.common import FAILURE, exit_code_of, say
 
 USAGE = "CONFIG --out RUN [--data FOLDER]"
 
@@ -30,7 +30,7 @@ def run(options: Namespace) -> int | None:
     settings = PretrainConfig.from_file(options.config)
     try:
         pretrain(settings, options.out, data_folder=options.data, log=say)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         say(f"stopped; the same command resumes from {options.out}")
-        return INTERRUPTED
+        return exit_code_of(interrupt)
     return None

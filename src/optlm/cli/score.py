@@ -19,6 +19,7 @@ from optlm.cli.common import (
     add_json_option,
     load_model,
     read_text,
+    text_argument,
     tokenizer_of,
     usage_error,
 )
@@ -31,7 +32,7 @@ USAGE = "FILE|- [options]"
 
 def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="FILE", help="text; - reads standard input")
-    parser.add_argument("-t", "--text", help="score this text")
+    parser.add_argument("-t", "--text", type=text_argument, help="score this text")
     parser.add_argument("--lines", action="store_true", help="score every line by itself")
     parser.add_argument(
         "--tokens", action=BooleanOptionalAction, help="list every token (not with --json)"

@@ -309,6 +309,10 @@ def _stops(value: object) -> tuple[str, ...]:
             raise RequestError(
                 f"a stop text has {len(text)} characters; it needs 1 to {_MAX_STOP_CHARACTERS}"
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise RequestError(
+                f"the stop text {text!r:.80} has a lone surrogate, which no text of a model has"
+            )
     return tuple(dict.fromkeys(stops))
 
 

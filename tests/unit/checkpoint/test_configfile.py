@@ -65,6 +65,9 @@ STORY_MODEL = {
     "newlinemode": "s",
     "static_weights": {},
     "welcome": "hello",
+    "sampler_order": [6, 0, 1, 2, 3, 4, 5],
+    "rep_pen": 1.1,
+    "temp": 0.6,
 }
 CLASSIFIER_LIKE = {
     **OPT_125M,

@@ -14,7 +14,7 @@ from variants import VARIANTS, make_state, write_checkpoint
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.delenv("OPTLM_DEBUG", raising=False)
+    monkeypatch.setenv("OPTLM_DEBUG", "")  # --debug sets it; undone after the test
 
     def call(*arguments: object, stdin: bytes = b"") -> Result:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pty
 import signal
@@ -102,6 +103,66 @@ def test_closed_standard_output_is_told(long_model: Path) -> None:
         ["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "optlm: error: standard output is closed\n")
+
+
+@pytest.mark.parametrize("command", [["generate", "-"], ["score", "-"]])
+def test_closed_standard_input_is_told(command: list[str]) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", sys.executable, "-m", "optlm", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "standard input is closed" in done.stderr
+
+
+def test_talk_that_nobody_hears_stays_out_of_the_data(long_model: Path) -> None:
+    command = [*COMMAND, "a", "-m", str(long_model), "--max-tokens", "3", "--seed", "1"]
+    texts = []
+    for redirection in ("2>&1", "2>&-", "2>/dev/full"):
+        flags = ["-v"] if redirection != "2>&1" else []
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {redirection}', "sh", *command, *flags],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        texts.append(done.stdout)
+    assert texts[0]
+    assert set(texts) == {texts[0]}
+
+
+def test_polite_end_keeps_the_text(long_model: Path) -> None:
+    command = [*endless(long_model), "--stream"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.terminate()
+    rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, b"")
+    assert (first + rest).endswith(b"\n")
+
+
+LEGACY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_arguments_are_utf8_in_any_locale(long_model: Path) -> None:
+    options = ["--json", "-m", str(long_model), "--max-tokens", "1"]
+    for extra in ({}, LEGACY):
+        done = subprocess.run(
+            [*COMMAND, "é 猫", *options],
+            env={**os.environ, **extra},
+            capture_output=True,
+            check=True,
+        )
+        assert json.loads(done.stdout)["prompt"] == "é 猫"
+
+
+def test_arguments_that_are_not_utf8(long_model: Path) -> None:
+    for arguments in ([b"caf\xe9"], [b"x", b"--stop", b"\xff"]):
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, check=False)
+        assert done.returncode == 2
+        assert b"is not UTF-8" in done.stderr
 
 
 def test_output_that_knows_few_letters(long_model: Path) -> None:

@@ -31,7 +31,7 @@ BAD: list[tuple[str, list[Any]]] = [
     ("frequency_penalty", [NAN, INF, -INF, True]),
     ("logprobs", [-2, 1.5, True, "most", "5"]),
     ("prompt_logprobs", [-2, 1.5, True, "every"]),
-    ("stop", [[""], "", ["a", 3], 5, b"x", ["x"] * 1025, "x" * 5000, {"a": 1}]),
+    ("stop", [[""], "", ["a", 3], 5, b"x", ["x"] * 1025, "x" * 5000, {"a": 1}, "a\ud800"]),
     ("stop_token_ids", [[-1], [1.5], [True], "12", 7, [2**64], [1] * 2000]),
     ("logit_bias", [{-1: 1}, {"1e3": 1}, {"٣": 1}, {1: NAN}, {1: INF}, {1.0: 1}, {True: 1}, [1]]),
     ("seed", [2**64, -1, 1.5, True, "7"]),

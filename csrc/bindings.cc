@@ -46,6 +46,7 @@ namespace {
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Chosen = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RawBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // Far beyond every model, and small enough that no size of the weights and buffers overflows.
@@ -98,7 +99,7 @@ void load(Model& model, const std::string& name, RawBytes data, const std::strin
 }
 
 void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table block_tables, Ints rows,
-             std::optional<Rows> logits, std::optional<Rows> hidden) {
+             std::optional<Rows> logits, std::optional<Rows> hidden, std::optional<Chosen> best) {
   Batch batch;
   batch.tokens = tokens.data();
   batch.positions = positions.data();
@@ -116,11 +117,13 @@ void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table b
       static_cast<int64_t>(block_tables.shape(0)) < batch.num_sequences) {
     throw std::invalid_argument("tokens, positions, seq_starts and block_tables do not fit each other");
   }
-  if ((logits && !fits(*logits, model.config().vocab_size)) || (hidden && !fits(*hidden, model.config().embed_dim))) {
+  if ((logits && !fits(*logits, model.config().vocab_size)) || (hidden && !fits(*hidden, model.config().embed_dim)) ||
+      (best && static_cast<int64_t>(best->size()) < batch.num_rows)) {
     throw std::invalid_argument("an output array has the wrong shape");
   }
   batch.logits = logits ? logits->data() : nullptr;
   batch.hidden = hidden ? hidden->data() : nullptr;
+  batch.best = best ? best->data() : nullptr;
   std::string problem;
   {
     nb::gil_scoped_release release;
@@ -209,7 +212,8 @@ NB_MODULE(_core, m) {
       .def("load", &load, nb::arg("name"), nb::arg("data"), nb::arg("dtype"), nb::arg("rows"), nb::arg("cols"))
       .def("forward", &forward, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
            nb::arg("seq_starts").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("rows").noconvert(),
-           nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none())
+           nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none(),
+           nb::arg("best").noconvert().none() = nb::none())
       .def("head", &head, nb::arg("hidden").noconvert(), nb::arg("logits").noconvert())
       .def("copy_blocks", &copy_blocks, nb::arg("source").noconvert(), nb::arg("target").noconvert())
       .def("set_skip_zeros", &Model::set_skip_zeros, nb::arg("on"))

@@ -167,6 +167,12 @@ void matmul(const MatmulArgs& a) {
     for (int64_t row = a.panel_begin * kPanelRows; row < end; ++row) {
       const float y = w.dtype == DType::kInt8 ? std::fma(dot_int8(w, a.in, row, t), w.scales[row], a.bias[row])
                                               : dot_float(w, a.in, row, t) + a.bias[row];
+      if (a.epilogue == Epilogue::kBest) {
+        Best& best = a.best[t];
+        if (!std::isfinite(y)) best.value = NAN;
+        if (y > best.value) best = {y, static_cast<int32_t>(row)};
+        continue;
+      }
       float& out = a.out[t * a.out_stride + row];
       out = a.epilogue == Epilogue::kAdd ? out + y : activate(y, a.epilogue);
     }

@@ -164,23 +164,22 @@ OPTLM_INLINE void group_int8(Weights weights, const Activations& in, int64_t t, 
   }
 }
 
-// What a tile prefetches: of every 256 bytes it reads, the 64-byte lines in the mask `lines`, `bytes` further on.
-// The tiles that share a group take turns at the lines, so that memory is asked for evenly.
+// What a tile prefetches: of every 256 bytes it reads, `Lines` lines of 64 that begin `bytes` further on. A template,
+// because a test a line costs a sixth of the products' speed.
+template <int Lines>
 struct Ahead {
-  int64_t bytes;
-  int lines;
+  int64_t bytes = 0;
 
   OPTLM_INLINE void prefetch(const uint8_t* chunk) const {
-    for (int j = 0; j < 4; ++j) {
-      if (lines >> j & 1) __builtin_prefetch(chunk + bytes + 64 * j);
-    }
+    for (int j = 0; j < Lines; ++j) __builtin_prefetch(chunk + bytes + 64 * j);
   }
 };
 
 // Chunks that stand in panel order.
+template <int Lines>
 struct PanelChunks {
   const uint8_t* data;
-  Ahead ahead;
+  Ahead<Lines> ahead;
 
   OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
     const uint8_t* chunk = data + 256 * c;
@@ -198,8 +197,9 @@ inline Float load_weights(const BFloat16* p) { return load_bf16(&p->bits); }
 inline Float load_weights(const Half* p) { return load_half(&p->bits); }
 
 // One group of one panel, float weights.
-template <int N, class W>
-OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int64_t g, float* total, Ahead ahead) {
+template <int N, class W, int Lines>
+OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int64_t g, float* total,
+                              Ahead<Lines> ahead) {
   const int64_t row = in.groups * kGroup;
   const float* x = in.x + t * row + g * kGroup;
   Float sum[N][4];
@@ -222,21 +222,54 @@ OPTLM_INLINE void group_float(const W* w, const Activations& in, int64_t t, int6
   }
 }
 
-// Calls tile<N>(first token, index, number of tiles) over `tokens`, in tiles as even as the registers allow.
+// Tiles of up to kTileTokens tokens share a group of weights; each prefetches its part of the four lines of every
+// chunk, so that memory is asked for evenly: all four when alone, two of two or three tiles, one of more.
+constexpr int lines_of(int64_t tiles) { return tiles == 1 ? 4 : tiles <= 3 ? 2 : 1; }
+
+// The smallest tile of those that prefetch `lines` lines.
+constexpr int smallest_tile(int lines) {
+  return lines == 2 ? (kTileTokens + 1) / 2 : lines == 1 ? (3 * kTileTokens + 1) / 4 : 1;
+}
+
+// tile<N, Lines>(first token, index) with N = n known to the compiler.
+template <int Lines, int N = kTileTokens, class Tile>
+OPTLM_INLINE void call_tile(int64_t n, const Tile& tile, int64_t t, int64_t index) {
+  if constexpr (N > smallest_tile(Lines)) {
+    if (n < N) return call_tile<Lines, N - 1>(n, tile, t, index);
+  }
+  tile.template operator()<N, Lines>(t, index);
+}
+
+// Calls tile<N, Lines>(first token, index) over `tokens`, in tiles as even as the registers allow.
 template <class Tile>
-inline void for_tiles(int64_t tokens, Tile tile) {
+inline void for_tiles(int64_t tokens, bool prefetches, const Tile& tile) {
   const int64_t tiles = (tokens + kTileTokens - 1) / kTileTokens;
+  const int lines = prefetches ? lines_of(tiles) : 0;
   for (int64_t i = 0, t = 0; i < tiles; ++i) {
     const int64_t n = (tokens - t) / (tiles - i);
-    switch (n) {
-      case 1: tile.template operator()<1>(t, i, tiles); break;
-      case 2: tile.template operator()<kTileTokens >= 2 ? 2 : 1>(t, i, tiles); break;
-      case 3: tile.template operator()<kTileTokens >= 3 ? 3 : 1>(t, i, tiles); break;
-      case 4: tile.template operator()<kTileTokens >= 4 ? 4 : 1>(t, i, tiles); break;
-      case 5: tile.template operator()<kTileTokens >= 5 ? 5 : 1>(t, i, tiles); break;
-      default: tile.template operator()<kTileTokens >= 6 ? 6 : 1>(t, i, tiles); break;
+    switch (lines) {
+      case 0: call_tile<0>(n, tile, t, i); break;
+      case 1: call_tile<1>(n, tile, t, i); break;
+      case 2: call_tile<2>(n, tile, t, i); break;
+      default: call_tile<4>(n, tile, t, i); break;
     }
     t += n;
+  }
+}
+
+// 64 outputs, of which the first `rows` count, and the best so far.
+inline void keep_best(const float* y, int64_t first_row, int64_t rows, Best& best) {
+  if (rows == kPanelRows) {
+    Float largest = load(y), check = mul(load(y), splat(0.0f));  // NaN where y is not finite
+    for (int j = 1; j < 4; ++j) {
+      largest = max(largest, load(y + 16 * j));
+      check = fma(load(y + 16 * j), splat(0.0f), check);
+    }
+    if (fold_sum(check) == 0.0f && !(largest_of(largest) > best.value)) return;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    if (!std::isfinite(y[i])) best.value = NAN;
+    if (y[i] > best.value) best = {y[i], static_cast<int32_t>(first_row + i)};
   }
 }
 
@@ -253,8 +286,9 @@ inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) 
     if (a.epilogue == Epilogue::kGeluTanh) y = gelu_tanh(y);
     store(p, y);
   }
-  float* out = a.out + t * a.out_stride + row;
   const int64_t rows = a.w->rows - row < kPanelRows ? a.w->rows - row : kPanelRows;
+  if (a.epilogue == Epilogue::kBest) return keep_best(total, row, rows, a.best[t]);
+  float* out = a.out + t * a.out_stride + row;
   if (a.epilogue == Epilogue::kAdd) {
     for (int64_t i = 0; i < rows; ++i) out[i] += total[i];
   } else if (rows == kPanelRows) {
@@ -269,25 +303,18 @@ inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) 
 inline constexpr int64_t kPrefetchBytes = 4096;
 inline constexpr int64_t kPrefetchBytesBatch = 8192;
 
-// Which of four lines a tile prefetches for all: every one once.
-inline int lines_of(int64_t tile, int64_t tiles) {
-  int lines = 0;
-  for (int64_t line = tile; line < 4; line += tiles) lines |= 1 << line;
-  return lines;
-}
-
 // Calls group<N>(panel, token, first of its block?, group, totals, ahead) over all of the thread's panels.
 template <class Group>
-inline void panels_in_tiles(const MatmulArgs& a, Group group) {
+inline void panels_in_tiles(const MatmulArgs& a, const Group& group) {
   const int64_t bytes = a.tokens > 1 ? kPrefetchBytesBatch : kPrefetchBytes;
   for (int64_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     for (int64_t first = 0; first < a.tokens; first += kTokenBlock) {
       const int64_t count = a.tokens - first < kTokenBlock ? a.tokens - first : kTokenBlock;
       std::memset(a.scratch, 0, count * kPanelRows * sizeof(float));
       for (int64_t g = 0; g < a.in.groups; ++g) {
-        for_tiles(count, [&]<int N>(int64_t t, int64_t tile, int64_t tiles) {
-          group.template operator()<N>(panel, first + t, tile == 0, g, a.scratch + t * kPanelRows,
-                                       Ahead{bytes, first == 0 ? lines_of(tile, tiles) : 0});
+        for_tiles(count, first == 0, [&]<int N, int Lines>(int64_t t, int64_t tile) {
+          const Ahead<Lines> ahead{bytes + 64 * (tile * Lines % 4)};
+          group.template operator()<N>(panel, first + t, tile == 0, g, a.scratch + t * kPanelRows, ahead);
         });
       }
       for (int64_t t = 0; t < count; ++t) finish(a, panel, first + t, a.scratch + t * kPanelRows);
@@ -297,14 +324,14 @@ inline void panels_in_tiles(const MatmulArgs& a, Group group) {
 
 template <class W>
 inline void matmul_float_panels(const MatmulArgs& a) {
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, Ahead ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, auto ahead) {
     const W* w = reinterpret_cast<const W*>(a.w->data + panel * a.w->panel_bytes());
     group_float<N>(w + g * kGroup * kPanelRows, a.in, t, g, total, ahead);
   });
 }
 
 inline void matmul_int8_panels(const MatmulArgs& a) {
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, Ahead ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool, int64_t g, float* total, auto ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
     group_int8<N>(PanelChunks{w, ahead}, a.in, t, g, total);
   });
@@ -326,7 +353,7 @@ OPTLM_INLINE void interleave(const uint8_t* p0, const uint8_t* p1, const uint8_t
 // Chunks interleaved as they are read, and kept in panel order for the tiles after the first.
 struct RowChunks {
   const uint8_t* data;
-  Ahead ahead;
+  Ahead<4> ahead;
   uint8_t* kept;
 
   OPTLM_INLINE void operator()(int64_t c, Bytes* w) const {
@@ -339,12 +366,12 @@ struct RowChunks {
 
 inline void matmul_int8_rows(const MatmulArgs& a) {
   uint8_t* kept = reinterpret_cast<uint8_t*>(a.scratch + kTokenBlock * kPanelRows);
-  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool leads, int64_t g, float* total, Ahead ahead) {
+  panels_in_tiles(a, [&]<int N>(int64_t panel, int64_t t, bool leads, int64_t g, float* total, auto ahead) {
     const uint8_t* w = a.w->data + panel * a.w->panel_bytes() + g * kGroup * kPanelRows;
     if (leads) {
-      group_int8<N>(RowChunks{w, Ahead{ahead.bytes, 15}, kept}, a.in, t, g, total);
+      group_int8<N>(RowChunks{w, {ahead.bytes}, kept}, a.in, t, g, total);
     } else {
-      group_int8<N>(PanelChunks{kept, Ahead{0, 0}}, a.in, t, g, total);
+      group_int8<N>(PanelChunks<0>{kept, {}}, a.in, t, g, total);
     }
   });
 }

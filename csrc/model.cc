@@ -16,6 +16,9 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uin
   ffn_width_ = round_up(config_.ffn_dim, kGroup);
   embed_width_ = round_up(config_.embed_dim, kGroup);
   qkv_section_ = round_up(config_.hidden_size, kPanelRows);
+  const int64_t size = team_.size();
+  by_heads_ = config_.num_heads % size == 0 && config_.num_heads / size * head_dim_ % kPanelRows == 0;
+  by_groups_ = ffn_width_ / kGroup % size == 0;
   const int64_t head_elements = kBlockTokens * (head_dim_ + round_up(head_dim_, kLanes));
   block_stride_ = config_.num_heads * head_elements;
   int64_t elements = 0;
@@ -85,15 +88,26 @@ void Model::place_buffers() {
   context_ = buffers_.take_floats(tokens * width_);
   ffn_ = buffers_.take_floats(tokens * ffn_width_);
   embed_ = buffers_.take_floats(tokens * embed_width_);
-  scratch_.clear();
+  quantized_ = place_quantized(tokens * std::max(width_, embed_width_) / kGroup);
+  ffn_quantized_ = place_quantized(tokens * ffn_width_ / kGroup);
   const int64_t floats = std::max({matmul_scratch_floats(ffn_width_), config_.hidden_size,
                                    attention_scratch_floats(config_.max_positions, head_dim_)});
-  for (int rank = 0; rank < team_.size(); ++rank) scratch_.push_back(buffers_.take_floats(floats));
-  const int64_t groups = tokens * std::max({width_, ffn_width_, embed_width_}) / kGroup;
-  quantized_.q = reinterpret_cast<int8_t*>(buffers_.take(groups * kGroup));
-  quantized_.scale = buffers_.take_floats(groups);
-  quantized_.correction = reinterpret_cast<int32_t*>(buffers_.take(groups * 4));
-  quantized_.active = reinterpret_cast<uint64_t*>(buffers_.take(groups * kMaskWords * 8));
+  own_.resize(team_.size());
+  for (Own& own : own_) {
+    own.scratch = buffers_.take_floats(floats);
+    own.normed = buffers_.take_floats(std::max(width_, embed_width_));
+    own.quantized = place_quantized(std::max(width_, embed_width_) / kGroup);
+    own.best = reinterpret_cast<Best*>(buffers_.take(tokens * static_cast<int64_t>(sizeof(Best))));
+  }
+}
+
+Model::Quantized Model::place_quantized(int64_t groups) {
+  Quantized z;
+  z.q = reinterpret_cast<int8_t*>(buffers_.take(groups * kGroup));
+  z.scale = buffers_.take_floats(groups);
+  z.correction = reinterpret_cast<int32_t*>(buffers_.take(groups * 4));
+  z.active = reinterpret_cast<uint64_t*>(buffers_.take(groups * kMaskWords * 8));
+  return z;
 }
 
 // ---- weights -----------------------------------------------------------------------------------------
@@ -219,98 +233,167 @@ void Model::run_rank(const Batch& batch, int rank) {
   int64_t tokens = batch.num_tokens;
   for (int64_t i = 0; i < config_.num_layers; ++i) {
     const Layer& layer = layers_[i];
-    if (config_.norm_before) normalize(layer.attention_norm, x_, normed_, tokens, rank);
-    multiply(layer.qkv, config_.norm_before ? normed_ : x_, tokens, qkv_, 3 * qkv_section_, Epilogue::kStore, rank);
-    attend(batch, i, rank);
+    attention_block(layer, batch, i, rank);
     if (i + 1 == config_.num_layers && batch.num_rows < tokens) {
       if (batch.num_rows == 0) return;
       keep_rows(batch, rank);
       tokens = batch.num_rows;
     }
-    multiply(layer.out, context_, tokens, x_, width_, Epilogue::kAdd, rank);
+    const Activations mixed = prepare(nullptr, context_, width_, tokens, rank, stream(layer.out, rank));
+    project(layer.out, mixed, tokens, x_, width_, Epilogue::kAdd, rank, stream(layer.fc1, rank));
     feed_forward(layer, tokens, rank);
   }
   results(batch, rank);
 }
 
+// Fills context_: what the heads found, side by side.
+void Model::attention_block(const Layer& layer, const Batch& batch, int64_t index, int rank) {
+  const int64_t tokens = batch.num_tokens;
+  const Norm* norm = config_.norm_before ? &layer.attention_norm : nullptr;
+  const Activations in = prepare(norm, x_, width_, tokens, rank, stream(layer.qkv, rank));
+  if (by_heads_) {
+    // What a thread's heads attend with, it made itself: nothing to wait for.
+    const Range part = share(qkv_section_ / kPanelRows, rank, team_.size());
+    for (int64_t first = 0; first < layer.qkv.w.panels(); first += qkv_section_ / kPanelRows) {
+      multiply(layer.qkv, {first + part.begin, first + part.end}, in, tokens, qkv_, 3 * qkv_section_,
+               Epilogue::kStore, rank);
+    }
+  } else {
+    project(layer.qkv, in, tokens, qkv_, 3 * qkv_section_, Epilogue::kStore, rank);
+  }
+  attend(batch, index, rank);
+  team_.barrier(stream(layer.out, rank));
+}
+
 void Model::feed_forward(const Layer& layer, int64_t tokens, int rank) {
-  if (!config_.norm_before) normalize(layer.attention_norm, x_, x_, tokens, rank);
-  if (config_.norm_before) normalize(layer.ffn_norm, x_, normed_, tokens, rank);
-  multiply(layer.fc1, config_.norm_before ? normed_ : x_, tokens, ffn_, ffn_width_, config_.activation, rank);
-  multiply(layer.fc2, ffn_, tokens, x_, width_, Epilogue::kAdd, rank);
-  if (!config_.norm_before) normalize(layer.ffn_norm, x_, x_, tokens, rank);
+  if (!config_.norm_before) normalize(layer.attention_norm, x_, tokens, rank);
+  const Norm* norm = config_.norm_before ? &layer.ffn_norm : nullptr;
+  const Activations in = prepare(norm, x_, width_, tokens, rank, stream(layer.fc1, rank));
+  Activations units = {ffn_, nullptr, nullptr, nullptr, nullptr, ffn_width_ / kGroup};
+  if (config_.dtype != DType::kInt8) {
+    project(layer.fc1, in, tokens, ffn_, ffn_width_, config_.activation, rank);
+  } else {
+    Range groups = share(units.groups, rank, team_.size());
+    if (by_groups_) {
+      const int64_t panels_a_group = kGroup / kPanelRows;
+      const Range panels = {std::min(groups.begin * panels_a_group, layer.fc1.w.panels()),
+                            std::min(groups.end * panels_a_group, layer.fc1.w.panels())};
+      multiply(layer.fc1, panels, in, tokens, ffn_, ffn_width_, config_.activation, rank);
+    } else {
+      project(layer.fc1, in, tokens, ffn_, ffn_width_, config_.activation, rank);
+    }
+    const Quantized& z = ffn_quantized_;
+    for (int64_t t = 0; t < tokens; ++t) quantize(ffn_, t * units.groups + groups.begin, groups.end - groups.begin, z);
+    team_.barrier();
+    units = {ffn_, z.q, z.scale, z.correction, z.active, units.groups};
+  }
+  project(layer.fc2, units, tokens, x_, width_, Epilogue::kAdd, rank);
+  if (!config_.norm_before) normalize(layer.ffn_norm, x_, tokens, rank);
 }
 
 void Model::embed(const Batch& batch, int rank) {
-  const bool project = project_in_.w.data != nullptr;
+  const bool projects = project_in_.w.data != nullptr;
   const Range part = share(batch.num_tokens, rank, team_.size());
   for (int64_t t = part.begin; t < part.end; ++t) {
-    read_row(embedding_.w, batch.tokens[t], project ? embed_ + t * embed_width_ : x_ + t * width_);
+    read_row(embedding_.w, batch.tokens[t], projects ? embed_ + t * embed_width_ : x_ + t * width_);
   }
-  if (project) {
+  if (projects) {
     team_.barrier();
-    multiply(project_in_, embed_, batch.num_tokens, x_, width_, Epilogue::kStore, rank);
+    const Activations in = prepare(nullptr, embed_, embed_width_, batch.num_tokens, rank, {});
+    project(project_in_, in, batch.num_tokens, x_, width_, Epilogue::kStore, rank);
   }
   const int64_t row_bytes = config_.hidden_size * element_bytes(config_.positions_dtype);
-  float* position = scratch_[rank];
+  float* position = own_[rank].scratch;
   for (int64_t t = part.begin; t < part.end; ++t) {
     const uint8_t* row = positions_ + (batch.positions[t] + config_.position_offset) * row_bytes;
     kernels_.to_float(row, config_.positions_dtype, config_.hidden_size, position);
     for (int64_t d = 0; d < config_.hidden_size; ++d) x_[t * width_ + d] += position[d];
   }
-  team_.barrier();
+  team_.barrier(stream(layers_[0].qkv, rank));
 }
 
-void Model::normalize(const Norm& norm, const float* x, float* y, int64_t tokens, int rank) {
+// The residual stream itself, where norms come after the residual.
+void Model::normalize(const Norm& norm, float* x, int64_t tokens, int rank) {
   const Range part = share(tokens, rank, team_.size());
   for (int64_t t = part.begin; t < part.end; ++t) {
-    kernels_.layer_norm(x + t * width_, norm.weight, norm.bias, config_.hidden_size, y + t * width_);
+    kernels_.layer_norm(x + t * width_, norm.weight, norm.bias, config_.hidden_size, x + t * width_);
   }
   team_.barrier();
 }
 
-void Model::multiply(const Linear& linear, const float* x, int64_t tokens, float* out, int64_t out_stride,
-                     Epilogue epilogue, int rank) {
-  const Matrix& w = linear.w;
-  MatmulArgs args;
-  args.w = &w;
-  args.in.x = x;
-  args.in.groups = w.padded_cols() / kGroup;
-  if (w.dtype == DType::kInt8) {
-    Quantized& z = quantized_;
-    const Range part = share(tokens * args.in.groups, rank, team_.size());
-    kernels_.quantize(x + part.begin * kGroup, part.end - part.begin, z.q + part.begin * kGroup, z.scale + part.begin,
-                      z.correction + part.begin, z.active + part.begin * kMaskWords);
-    args.in = {x, z.q, z.scale, z.correction, z.active, args.in.groups};
-    team_.barrier();
+// Rows x (tokens, stride), or their norms, as a product wants them. A single token is prepared by every thread for
+// itself, which takes less time than to wait for another.
+Activations Model::prepare(const Norm* norm, const float* x, int64_t stride, int64_t tokens, int rank, Stream next) {
+  const bool alone = tokens == 1;
+  const Quantized& z = alone ? own_[rank].quantized : quantized_;
+  float* normed = alone ? own_[rank].normed : normed_;
+  const int64_t groups = stride / kGroup;
+  const bool quantizes = config_.dtype == DType::kInt8;
+  const Range part = alone ? Range{0, 1} : share(tokens, rank, team_.size());
+  const float* ready = norm != nullptr ? normed : x;
+  for (int64_t t = part.begin; t < part.end; ++t) {
+    if (norm != nullptr) {
+      kernels_.layer_norm(x + t * stride, norm->weight, norm->bias, config_.hidden_size, normed + t * stride);
+    }
+    if (quantizes) quantize(ready, t * groups, groups, z);
   }
-  const Range panels = share(w.panels(), rank, team_.size());
+  if (!alone && (norm != nullptr || quantizes)) team_.barrier(next);
+  if (!quantizes) return {ready, nullptr, nullptr, nullptr, nullptr, groups};
+  return {ready, z.q, z.scale, z.correction, z.active, groups};
+}
+
+// Groups first to first + count of x.
+void Model::quantize(const float* x, int64_t first, int64_t count, const Quantized& z) const {
+  kernels_.quantize(x + first * kGroup, count, z.q + first * kGroup, z.scale + first, z.correction + first,
+                    z.active + first * kMaskWords);
+}
+
+void Model::multiply(const Linear& linear, Range panels, const Activations& in, int64_t tokens, float* out,
+                     int64_t out_stride, Epilogue epilogue, int rank) {
+  MatmulArgs args;
+  args.w = &linear.w;
+  args.in = in;
   args.tokens = tokens;
   args.panel_begin = panels.begin;
   args.panel_end = panels.end;
   args.bias = linear.bias;
   args.out = out;
   args.out_stride = out_stride;
+  args.best = own_[rank].best;
   args.epilogue = epilogue;
   args.skip_zeros = skip_zeros_;
-  args.scratch = scratch_[rank];
+  args.scratch = own_[rank].scratch;
   kernels_.matmul(args);
-  if (rank == 0 && w.layout == Layout::kByInput && args.in.active != nullptr) {
-    for (int64_t i = 0; i < tokens * args.in.groups * kMaskWords; ++i) {
-      active_inputs_ += __builtin_popcountll(args.in.active[i]);
-    }
-    seen_inputs_ += tokens * w.cols;
+  if (rank == 0 && linear.w.layout == Layout::kByInput && in.active != nullptr) {
+    for (int64_t i = 0; i < tokens * in.groups * kMaskWords; ++i) active_inputs_ += __builtin_popcountll(in.active[i]);
+    seen_inputs_ += tokens * linear.w.cols;
   }
-  team_.barrier();
+}
+
+// The whole product, divided among the threads; `next` is what this thread reads after it.
+void Model::project(const Linear& linear, const Activations& in, int64_t tokens, float* out, int64_t out_stride,
+                    Epilogue epilogue, int rank, Stream next) {
+  multiply(linear, panels_of(linear, rank), in, tokens, out, out_stride, epilogue, rank);
+  team_.barrier(next);
+}
+
+Stream Model::stream(const Linear& linear, int rank) const {
+  const Range part = panels_of(linear, rank);
+  const int64_t bytes = linear.w.panel_bytes();
+  return {linear.w.data + part.begin * bytes, (part.end - part.begin) * bytes};
 }
 
 void Model::attend(const Batch& batch, int64_t index, int rank) {
   const int64_t element = element_bytes(config_.kv_dtype);
   const int64_t head_stride = block_stride_ / config_.num_heads;
   uint8_t* cache = cache_.data() + index * config_.num_blocks * block_stride_ * element;
-  const Range part = share(batch.num_sequences * config_.num_heads, rank, team_.size());
+  // By heads of every sequence, or by sequences and heads together.
+  const int64_t heads = by_heads_ ? config_.num_heads / team_.size() : config_.num_heads;
+  const int64_t first_head = by_heads_ ? heads * rank : 0;
+  const int64_t items = batch.num_sequences * heads;
+  const Range part = by_heads_ ? Range{0, items} : share(items, rank, team_.size());
   for (int64_t item = part.begin; item < part.end; ++item) {
-    const int64_t sequence = item / config_.num_heads, head = item % config_.num_heads;
+    const int64_t sequence = item / heads, head = first_head + item % heads;
     const int64_t first = batch.seq_starts[sequence];
     const float* q = qkv_ + first * 3 * qkv_section_ + head * head_dim_;
     AttentionArgs args;
@@ -333,10 +416,9 @@ void Model::attend(const Batch& batch, int64_t index, int rank) {
     args.head_dim = head_dim_;
     args.out = context_ + first * width_ + head * head_dim_;
     args.out_stride = width_;
-    args.scratch = scratch_[rank];
+    args.scratch = own_[rank].scratch;
     kernels_.attention(args);
   }
-  team_.barrier();
 }
 
 // After the last attention only the wanted rows go on; each moves up, never over one that is still needed.
@@ -353,22 +435,38 @@ void Model::keep_rows(const Batch& batch, int rank) {
 
 void Model::results(const Batch& batch, int rank) {
   const int64_t rows = batch.num_rows;
-  float* state = x_;
-  int64_t stride = width_;
-  if (config_.final_norm) normalize(final_norm_, x_, state = normed_, rows, rank);
-  if (project_out_.w.data != nullptr) {
-    multiply(project_out_, state, rows, embed_, embed_width_, Epilogue::kStore, rank);
-    state = embed_;
-    stride = embed_width_;
+  const Norm* norm = config_.final_norm ? &final_norm_ : nullptr;
+  const bool projects = project_out_.w.data != nullptr;
+  const Stream head = stream(head_, rank);
+  Activations in = prepare(norm, x_, width_, rows, rank, projects ? stream(project_out_, rank) : head);
+  if (projects) {
+    project(project_out_, in, rows, embed_, embed_width_, Epilogue::kStore, rank, head);
+    in = prepare(nullptr, embed_, embed_width_, rows, rank, head);
   }
   if (batch.hidden != nullptr) {
     const Range part = share(rows, rank, team_.size());
     for (int64_t r = part.begin; r < part.end; ++r) {
-      std::memcpy(batch.hidden + r * config_.embed_dim, state + r * stride, config_.embed_dim * 4);
+      std::memcpy(batch.hidden + r * config_.embed_dim, in.x + r * in.groups * kGroup, config_.embed_dim * 4);
     }
   }
   if (batch.logits != nullptr) {
-    multiply(head_, state, rows, batch.logits, config_.vocab_size, Epilogue::kStore, rank);
+    project(head_, in, rows, batch.logits, config_.vocab_size, Epilogue::kStore, rank);
+  }
+  if (batch.best != nullptr) find_best(batch, in, rank);
+}
+
+// The head without storing the logits: each thread keeps the best of its rows, then one compares.
+void Model::find_best(const Batch& batch, const Activations& in, int rank) {
+  std::fill_n(own_[rank].best, batch.num_rows, Best{});
+  project(head_, in, batch.num_rows, nullptr, 0, Epilogue::kBest, rank);
+  if (rank != 0) return;
+  for (int64_t r = 0; r < batch.num_rows; ++r) {
+    Best best = own_[0].best[r];
+    for (const Own& own : own_) {  // ascending rows, so that the lowest of equals stays
+      if (std::isnan(own.best[r].value) || own.best[r].value > best.value) best = own.best[r];
+      if (std::isnan(best.value)) break;
+    }
+    batch.best[r] = std::isnan(best.value) ? -1 : best.row;
   }
 }
 
@@ -378,7 +476,8 @@ void Model::head(const float* hidden, int64_t rows, float* logits) {
     const int64_t count = std::min(rows - first, config_.max_batch_tokens);
     for (int64_t r = 0; r < count; ++r) std::memcpy(embed_ + r * embed_width_, hidden + (first + r) * e, e * 4);
     team_.run([&](int rank) {
-      multiply(head_, embed_, count, logits + first * config_.vocab_size, config_.vocab_size, Epilogue::kStore, rank);
+      const Activations in = prepare(nullptr, embed_, embed_width_, count, rank, stream(head_, rank));
+      project(head_, in, count, logits + first * config_.vocab_size, config_.vocab_size, Epilogue::kStore, rank);
     });
   }
 }

@@ -47,6 +47,7 @@ struct Batch {
   int64_t num_rows = 0;
   float* logits = nullptr;  // (num_rows, V), or null
   float* hidden = nullptr;  // (num_rows, E) input of the head, or null
+  int32_t* best = nullptr;  // (num_rows) the likeliest token, -1 where a logit is not finite; or null
 };
 
 struct Linear {
@@ -98,11 +99,19 @@ class Model {
   double active_share();
 
  private:
-  struct Quantized {  // the inputs of the product under way; shapes as in Activations
+  struct Quantized {  // inputs of a product; shapes as in Activations
     int8_t* q = nullptr;
     float* scale = nullptr;
     int32_t* correction = nullptr;
     uint64_t* active = nullptr;
+  };
+
+  // What a thread has for itself.
+  struct Own {
+    float* scratch = nullptr;
+    float* normed = nullptr;  // (width) one token's input of a product, and its quantised form
+    Quantized quantized;
+    Best* best = nullptr;  // (T)
   };
 
   // Where a tensor of the checkpoint goes: into panels of a matrix, into a vector, or into the position table.
@@ -123,14 +132,23 @@ class Model {
 
   void run_rank(const Batch& batch, int rank);
   void embed(const Batch& batch, int rank);
+  void attention_block(const Layer& layer, const Batch& batch, int64_t index, int rank);
   void attend(const Batch& batch, int64_t index, int rank);
   void keep_rows(const Batch& batch, int rank);
   void feed_forward(const Layer& layer, int64_t tokens, int rank);
   void results(const Batch& batch, int rank);
+  void find_best(const Batch& batch, const Activations& in, int rank);
 
-  void normalize(const Norm& norm, const float* x, float* y, int64_t tokens, int rank);
-  void multiply(const Linear& linear, const float* x, int64_t tokens, float* out, int64_t out_stride,
-                Epilogue epilogue, int rank);
+  Quantized place_quantized(int64_t groups);
+  void normalize(const Norm& norm, float* x, int64_t tokens, int rank);
+  Activations prepare(const Norm* norm, const float* x, int64_t stride, int64_t tokens, int rank, Stream next);
+  void quantize(const float* x, int64_t first, int64_t count, const Quantized& z) const;
+  void multiply(const Linear& linear, Range panels, const Activations& in, int64_t tokens, float* out,
+                int64_t out_stride, Epilogue epilogue, int rank);
+  void project(const Linear& linear, const Activations& in, int64_t tokens, float* out, int64_t out_stride,
+               Epilogue epilogue, int rank, Stream next = {});
+  Range panels_of(const Linear& linear, int rank) const { return share(linear.w.panels(), rank, team_.size()); }
+  Stream stream(const Linear& linear, int rank) const;
 
   const ModelConfig config_;
   const Kernels& kernels_;
@@ -149,6 +167,8 @@ class Model {
   int64_t embed_width_ = 0;
   int64_t qkv_section_ = 0;  // D padded to panels
   int64_t head_dim_ = 0;
+  bool by_heads_ = false;    // each thread's share of queries, keys and values is that of whole heads
+  bool by_groups_ = false;   // each thread's share of the feed-forward units is whole groups
   int64_t block_stride_ = 0;  // elements of one KV block of one layer
 
   Arena buffers_;
@@ -158,8 +178,8 @@ class Model {
   float* context_ = nullptr;  // (T, width)
   float* ffn_ = nullptr;      // (T, ffn_width)
   float* embed_ = nullptr;    // (T, embed_width)
-  Quantized quantized_;
-  std::vector<float*> scratch_;  // one a thread
+  Quantized quantized_, ffn_quantized_;
+  std::vector<Own> own_;  // one a thread
   int64_t active_inputs_ = 0, seen_inputs_ = 0;
 };
 

@@ -4,6 +4,7 @@
 // L layers, S context. All sizes are in elements unless a name says bytes.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -62,7 +63,14 @@ struct Activations {
   int64_t groups = 0;
 };
 
-enum class Epilogue { kStore, kRelu, kGelu, kGeluTanh, kAdd };
+// kBest stores nothing: it keeps the largest of a token's outputs.
+enum class Epilogue { kStore, kRelu, kGelu, kGeluTanh, kAdd, kBest };
+
+// The largest output so far, the lowest of equals. NaN once an output is not finite.
+struct Best {
+  float value = -INFINITY;
+  int32_t row = 0;
+};
 
 struct MatmulArgs {
   const Matrix* w = nullptr;
@@ -73,6 +81,7 @@ struct MatmulArgs {
   const float* bias = nullptr;  // (padded_rows)
   float* out = nullptr;         // (T, out_stride)
   int64_t out_stride = 0;
+  Best* best = nullptr;         // (T) for kBest, in place of out
   Epilogue epilogue = Epilogue::kStore;
   bool skip_zeros = true;    // by-input layout only; changes speed, never a bit of the result
   float* scratch = nullptr;  // matmul_scratch_floats(w->cols), of this thread

@@ -18,6 +18,8 @@ constexpr int kIdleSpins = 4000;
 // Members of a phase arrive within microseconds, unless two share a core: then spinning keeps the late one from
 // arriving, and the core must be given away.
 constexpr int kBarrierSpins = 300;
+// Read in advance by a member that waits: some microseconds of memory's time, and a part of the second-level cache.
+constexpr int64_t kAheadBytes = 128 * 1024;
 
 void pause() {
 #if defined(__x86_64__)
@@ -72,13 +74,17 @@ void Team::work(int rank) {
   }
 }
 
-void Team::barrier() {
+void Team::barrier(const Stream& next) {
   if (size_ == 1) return;
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
     return;
+  }
+  const int64_t ahead = next.bytes < kAheadBytes ? next.bytes : kAheadBytes;
+  for (int64_t i = 0; i < ahead && phase_.load(std::memory_order_acquire) == phase; i += 64) {
+    __builtin_prefetch(next.data + i, 0, 2);  // into the second-level cache
   }
   for (int spin = 0; phase_.load(std::memory_order_acquire) == phase; ++spin) {
     if (spin < kBarrierSpins) {

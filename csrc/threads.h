@@ -16,6 +16,12 @@ struct Range {
 // The part of `count` items that falls to `rank`; parts differ by at most one and keep the order.
 inline Range share(int64_t count, int rank, int size) { return {count * rank / size, count * (rank + 1) / size}; }
 
+// Memory that is read from front to back.
+struct Stream {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 0;
+};
+
 class Team {
  public:
   // Throws std::runtime_error when the system refuses a thread.
@@ -33,8 +39,9 @@ class Team {
     start([](void* context, int rank) { (*static_cast<std::remove_reference_t<Body>*>(context))(rank); }, &body);
   }
 
-  // Inside run: returns when every member has called it. What was written before is visible after.
-  void barrier();
+  // Inside run: returns when every member has called it. What was written before is visible after. Whoever waits
+  // brings memory that it reads next into the cache meanwhile.
+  void barrier(const Stream& next = {});
 
  private:
   using Function = void (*)(void*, int);

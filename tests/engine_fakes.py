@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from optlm.config import OPTConfig
 from optlm.engine.llm import LLM
+from optlm.engine.runner import best_tokens
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -96,6 +97,16 @@ class FakeRunner:
                     rows.append(self._rule(self._prefix(table, position)))
         self.batches.append((len(tokens), len(rows)))
         return np.stack(rows) if rows else np.zeros((0, self.config.vocab_size), np.float32)
+
+    def forward_best(
+        self,
+        tokens: Int32,
+        positions: Int32,
+        seq_starts: Int32,
+        block_tables: Int32,
+        logit_rows: Int32,
+    ) -> Int32:
+        return best_tokens(self.forward(tokens, positions, seq_starts, block_tables, logit_rows))
 
     def forward_hidden(
         self,

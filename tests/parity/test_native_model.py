@@ -20,6 +20,7 @@ pytest.importorskip("optlm._core", reason="the compiled core is not built")
 torch = pytest.importorskip("torch")
 
 from optlm.engine.native_runner import NativeRunner  # noqa: E402
+from optlm.engine.runner import NOT_FINITE  # noqa: E402
 from optlm.model import OPT  # noqa: E402
 
 Float32 = NDArray[np.float32]
@@ -226,3 +227,69 @@ def test_long_context_and_odd_heads(tmp_path: Path) -> None:
     got = run_alone(native, tokens, 300)
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
     assert run_alone(native, tokens, 1).tobytes() == got.tobytes()
+
+
+WIDE = {
+    "pre-norm": {},
+    "post-norm": {"do_layer_norm_before": False, "word_embed_proj_dim": 192},
+    "gelu": {"enable_bias": False, "activation_function": "gelu"},
+}
+
+
+@pytest.mark.parametrize("shape", WIDE)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_that_own_heads_and_groups_change_no_bit(
+    tmp_path: Path, shape: str, dtype: str
+) -> None:
+    """Heads of 64 in even shares need no barrier before attention; odd shares keep it."""
+    wide = {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "ffn_dim": 512,
+        "word_embed_proj_dim": 256,
+    }
+    config = replace(VARIANTS["base"], **{**wide, **WIDE[shape]})
+    folder = write_checkpoint(tmp_path / "wide", config, make_state(config))
+    tokens = some_tokens(config, 21)
+    want = run_alone(runner(folder, dtype, isa="reference", threads=1), tokens).tobytes()
+    for threads in (1, 2, 3, 4):
+        native = runner(folder, dtype, threads=threads)
+        for chunk in (1, 2, 21):
+            assert run_alone(native, tokens, chunk).tobytes() == want, (threads, chunk)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_best_token_is_that_of_the_logits(
+    folders: dict[str, Path], variant: str, dtype: str
+) -> None:
+    config = VARIANTS[variant]
+    tokens = some_tokens(config, 64)
+    positions, table = np.zeros(64, np.int32), np.arange(NUM_BLOCKS, dtype=np.int32)[:, None]
+    for isa in ("reference", "auto"):
+        native = runner(folders[variant], dtype, threads=3, isa=isa)
+        for count in (1, 7, NUM_BLOCKS):
+            call = (tokens[:count], positions[:count], ints(range(count + 1)), table[:count])
+            rows = ints(range(count))
+            want = native.forward(*call, rows).argmax(axis=1)
+            assert native.forward_best(*call, rows).tolist() == want.tolist()
+            assert native.forward_best(*call, rows[-1:]).tolist() == want[-1:].tolist()
+
+
+@pytest.mark.parametrize("isa", ["reference", "avx2", "avx512"])
+def test_equal_and_infinite_logits(tmp_path: Path, isa: str) -> None:
+    config = VARIANTS["base"]
+    state = make_state(config)
+    head = state["model.decoder.embed_tokens.weight"]
+    head[:] = head[:1]  # every token is as likely as the others
+    folders = [write_checkpoint(tmp_path / "equal", config, state)]
+    state["model.decoder.final_layer_norm.bias"][:] = 3e38
+    head[200] = 1e10
+    folders.append(write_checkpoint(tmp_path / "infinite", config, state))
+    for folder, want in zip(folders, (0, NOT_FINITE), strict=True):
+        try:
+            native = runner(folder, isa=isa)
+        except BackendError:
+            pytest.skip(f"no {isa} here")
+        call = (ints(5), ints(0), ints(0, 1), np.zeros((1, 1), np.int32), ints(0))
+        assert native.forward_best(*call).tolist() == [want]

@@ -19,6 +19,7 @@ from optlm.config import OPTConfig
 from optlm.engine.outputs import Completion, RequestOutput, StreamOutput, TokenLogprobs
 from optlm.engine.params import SamplingParams
 from optlm.engine.request import Request
+from optlm.engine.runner import NOT_FINITE
 from optlm.engine.sampling import Chooser, chosen_logprobs, log_softmax, token_logprobs
 from optlm.engine.text import TextStream
 from optlm.errors import EngineError
@@ -75,6 +76,8 @@ class Sample:
             seed=generation.seed or 0,
             sample=index,
         )
+        # Whether the likeliest token is all that this sequence wants of its logits.
+        self.takes_best = self._chooser.is_plain_greedy and generation.only_chooses
         self._text: TextStream | None = None
         self._decoder: Decoder | None = None
         if generation.tokenizer is not None and (generation.streams or params.stop):
@@ -87,16 +90,14 @@ class Sample:
 
     def accept(self, row: NDArray[np.float32]) -> None:
         """Choose the next token from its logits (V,)."""
-        if self._chooser.is_plain_greedy and not self.generation.tracks_logprobs:
-            token = int(row.argmax())  # the place of a NaN if there is one
-            finite = math.isfinite(row[token])
-        else:
-            finite = math.isfinite(row.max())
-            token = self._choose(row) if finite else 0
-        if finite:
-            self.append(token)
-        else:
+        self.accept_token(self._choose(row) if math.isfinite(row.max()) else NOT_FINITE)
+
+    def accept_token(self, token: int) -> None:
+        """Take the next token, or `NOT_FINITE`."""
+        if token == NOT_FINITE:
             self.generation.fail()
+        else:
+            self.append(token)
 
     def append(self, token: int) -> None:
         """Take a chosen token and see whether the sequence ends with it."""
@@ -220,6 +221,7 @@ class Generation:
             self.prompt_logprobs = [None]
             score_from = 0
         self._first_row = len(prompt.token_ids) - 1 if score_from is None else score_from
+        self.only_chooses = score_from is None and not self.tracks_logprobs
         self._context = config.max_position_embeddings
         self._max_blocks = max_blocks
         self.samples = [self._sample(0)]

@@ -9,9 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from optlm.assets import bundled_model
 from optlm.config import OPTConfig
 from optlm.engine.batch import BatchArrays
@@ -19,6 +16,7 @@ from optlm.engine.blocks import BlockPool
 from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
 from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
+from optlm.engine.postprocess import accept_best, accept_logits
 from optlm.engine.prompts import OnePrompt, Prompts, as_params, as_prompts, naming_prompt
 from optlm.engine.request import Request, admit_prompt, as_token_ids
 from optlm.engine.runner import Backend, DType, Runner, RunnerOptions, make_runner
@@ -259,8 +257,11 @@ class LLM:
             self._step_search()
         scheduled = self._scheduler.schedule()
         if scheduled:
-            logits = self._runner.forward(*self._arrays.fill(scheduled))
-            self._accept(scheduled, logits)
+            arrays = self._arrays.fill(scheduled)
+            if all(request.owner.takes_best for request in scheduled):
+                accept_best(scheduled, self._runner.forward_best(*arrays))
+            else:
+                accept_logits(scheduled, self._runner.forward(*arrays))
             self._scheduler.complete(scheduled)
             self._retire(scheduled)
 
@@ -280,26 +281,6 @@ class LLM:
     def _drop_search(self, search: Search) -> None:
         self._searches.remove(search)
         search.branches.release()
-
-    def _accept(self, scheduled: list[Request], logits: NDArray[np.float32]) -> None:
-        """Give each sequence its logits: of prompt tokens, and the last to choose a token."""
-        row = 0
-        for request in scheduled:
-            end = request.num_computed + request.num_scheduled
-            first = max(request.num_computed, request.next_row)
-            if end <= first:
-                continue
-            sample: Sample = request.owner
-            chooses = end == len(request.tokens) < request.max_total
-            num_prompt_rows = end - first - chooses
-            if num_prompt_rows:
-                sample.generation.accept_prompt_rows(logits[row : row + num_prompt_rows], first)
-                row += num_prompt_rows
-            if chooses:
-                sample.accept(logits[row])
-                row += 1
-            elif end == len(request.tokens):
-                sample.end("length")
 
     def _retire(self, scheduled: list[Request]) -> None:
         """Remove finished sequences; queue the samples that waited for their prompt."""

@@ -88,6 +88,14 @@ class NativeRunner:
         self.core.forward(tokens, positions, seq_starts, block_tables, logit_rows, logits, None)
         return logits
 
+    def forward_best(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        logit_rows: Int32,
+    ) -> Int32:  # fmt: skip
+        best = np.empty(len(logit_rows), np.int32)
+        self.core.forward(tokens, positions, seq_starts, block_tables, logit_rows, None, None, best)
+        return best
+
     def forward_hidden(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
         logit_rows: Int32,

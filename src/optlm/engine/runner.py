@@ -19,7 +19,15 @@ from optlm.errors import BackendError, RequestError
 if TYPE_CHECKING:
     from optlm.checkpoint import Checkpoint
 
-__all__ = ["Backend", "DType", "Runner", "RunnerOptions", "make_runner"]
+__all__ = [
+    "NOT_FINITE",
+    "Backend",
+    "DType",
+    "Runner",
+    "RunnerOptions",
+    "best_tokens",
+    "make_runner",
+]
 
 Backend = Literal["auto", "native", "torch"]
 DType = Literal["auto", "f32", "f16", "bf16", "int8"]
@@ -27,6 +35,7 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
 BLOCK_SIZE = 16
+NOT_FINITE = -1  # in place of a token
 _DEFAULT_CONTEXTS = 16  # full contexts the KV cache holds by default, within _DEFAULT_BYTES
 _DEFAULT_BYTES = 1 << 30
 
@@ -54,6 +63,17 @@ class Runner(Protocol):
         logit_rows: Int32,  # (R,) which of the T tokens want logits, ascending; may be empty
     ) -> Float32:
         """Return the logits (R, V): writable, and valid until the next call."""
+        ...
+
+    def forward_best(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        logit_rows: Int32,
+    ) -> Int32:  # fmt: skip
+        """Return the id of each row's largest logit (R,), the lowest of equals.
+
+        The argmax of `forward`, without its logits in memory; `NOT_FINITE` where one of them is
+        NaN or infinite.
+        """
         ...
 
     def forward_hidden(
@@ -134,6 +154,13 @@ def make_runner(checkpoint: Checkpoint, options: RunnerOptions) -> Runner:
         num_blocks=num_blocks,
         max_batch_tokens=options.max_batch_tokens,
     )
+
+
+def best_tokens(logits: Float32) -> Int32:
+    """What `Runner.forward_best` returns, from the logits (R, V)."""
+    best: Int32 = logits.argmax(axis=1).astype(np.int32)
+    best[~np.isfinite(logits).all(axis=1)] = NOT_FINITE
+    return best
 
 
 def _choose_backend(wanted: Backend) -> Literal["native", "torch"]:

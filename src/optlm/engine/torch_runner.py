@@ -17,6 +17,7 @@ from torch import Tensor
 
 from optlm.checkpoint import Checkpoint
 from optlm.config import OPTConfig
+from optlm.engine.runner import best_tokens
 from optlm.errors import BackendError
 from optlm.model import OPT, Layer
 
@@ -80,6 +81,13 @@ class TorchRunner:
     ) -> Float32:  # fmt: skip
         hidden = self._hidden(tokens, positions, seq_starts, block_tables)
         return self._logits(hidden, logit_rows)
+
+    def forward_best(
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        logit_rows: Int32,
+    ) -> Int32:  # fmt: skip
+        logits = self.forward(tokens, positions, seq_starts, block_tables, logit_rows)
+        return best_tokens(logits)
 
     def forward_hidden(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,

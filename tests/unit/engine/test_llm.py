@@ -11,6 +11,7 @@ import pytest
 import slow_sampling as slow
 from naive import GREEDY, PROMPTS, RULE, V, hashed, naive
 
+import optlm.engine.llm
 from engine_fakes import FakeRunner, text_llm, tiny_config
 from optlm.engine.llm import LLM
 from optlm.engine.outputs import RequestOutput
@@ -236,10 +237,10 @@ def test_an_interruption_leaves_the_engine_usable(
 ) -> None:
     llm = hashed(max_batch_tokens=8)
     owner, name = {
-        "forward": (llm._runner, "forward"),
+        "forward": (llm._runner, "forward_best"),
         "schedule": (llm._scheduler, "_grow"),
         "complete": (llm._scheduler, "_name"),
-        "accept": (llm, "_accept"),
+        "accept": (optlm.engine.llm, "accept_best"),
     }[where]
     original = getattr(owner, name)
     calls = 0

@@ -13,7 +13,7 @@ LAYERS = (
     {"config", "assets"},
     {"tokenizer", "checkpoint"},
     {"_core"},
-    {"engine", "model"},
+    {"engine", "model", "data"},
     {"train"},
     {"cli"},
 )

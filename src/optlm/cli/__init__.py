@@ -31,6 +31,7 @@ COMMANDS = {
     "info": "show what a model is and what it needs",
     "doctor": "list every fault of a checkpoint",
     "convert": "rewrite a checkpoint in Hugging Face's layout",
+    "data": "clean, pack and inspect text for training",
     "pretrain": "train a model from scratch",
     "bench": "measure how fast a model runs here",
 }

@@ -1,22 +1,23 @@
-"""Documents from JSON Lines files, and the byte-level BPE trained on them.
+"""Documents for training, and the byte-level BPE trained on them.
 
-A corpus file holds one JSON object a line with at least ``text``; ``source`` is used to pick parts
-of a file. Lines that cannot be used are counted and reported, never silently lost.
+A document has a ``text``; ``source`` is used to pick parts of a file. Lines that cannot be used are
+counted and reported, never silently lost.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
-import zstandard
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
-from optlm.errors import ConfigError, OptlmError
+from optlm.data.inputs import find_inputs
+from optlm.data.lines import Progress
+from optlm.data.packed import END, SPECIAL_TOKENS
+from optlm.data.records import read_records
+from optlm.data.report import CorpusError, ReadReport
+from optlm.errors import ConfigError
 
 __all__ = [
     "END",
@@ -27,96 +28,39 @@ __all__ = [
     "train_tokenizer",
 ]
 
-# fairseq's ids: every OPT has these four in this order.
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-END = SPECIAL_TOKENS.index("</s>")  # starts every document, ends every text
-
-_KEPT_EXAMPLES = 5
-_ZSTD_WINDOW = 2**31  # files may be written with long-distance matching
-_READ_TOGETHER = 2**20  # compressed bytes
-
-
-class CorpusError(OptlmError):
-    """Training text that is missing, damaged or empty."""
-
-
-@dataclass
-class ReadReport:
-    """What happened to the lines of one file."""
-
-    documents: int = 0
-    text_bytes: int = 0
-    not_wanted: int = 0  # another source than asked for
-    broken: int = 0
-    examples: list[str] = field(
-        default_factory=list
-    )  # the first few broken lines: place and reason
-
-    def add_broken(self, place: str, reason: str) -> None:
-        self.broken += 1
-        if len(self.examples) < _KEPT_EXAMPLES:
-            self.examples.append(f"{place}: {reason}")
-
 
 def read_documents(
-    path: Path, report: ReadReport, *, sources: tuple[str, ...] = (), max_bytes: int | None = None
+    path: Path,
+    report: ReadReport,
+    *,
+    sources: tuple[str, ...] = (),
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Yield the texts of a ``.jsonl`` or ``.jsonl.zst`` file in order, and count into `report`.
+    """Yield the texts of a file, folder or pattern in order, and count into `report`.
 
     Args:
         sources: keep documents whose ``source`` begins with one of these; empty keeps all.
         max_bytes: stop before the document that would pass this many UTF-8 bytes.
+        progress: told how many bytes of the files were read.
 
     Raises:
-        CorpusError: the file is missing or its compression is damaged.
+        CorpusError: a file is missing, its compression is damaged, or more lines are broken than
+            `report` allows.
+        ConfigError: a file's ending tells no format.
     """
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{path.name}:{number}"
-        try:
-            document = json.loads(line)
-            text = document["text"]
-            size = len(text.encode("utf-8"))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            report.add_broken(place, f"{type(error).__name__}: {error}"[:200])
-            continue
-        if size == 0:
-            report.add_broken(place, "the text is empty")
-        elif sources and not str(document.get("source", "")).startswith(sources):
+    files = find_inputs([str(path)])
+    for record in read_records(files, report, pairs=False, progress=progress):
+        size = len(record.text.encode("utf-8"))
+        if sources and not str(record.fields.get("source", "")).startswith(sources):
             report.not_wanted += 1
         elif max_bytes is not None and report.text_bytes + size > max_bytes:
             return
         else:
             report.documents += 1
             report.text_bytes += size
-            yield text
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file if path.suffix != ".zst" else _decompressed_lines(file)
-    except (OSError, zstandard.ZstdError) as error:
-        raise CorpusError(f"cannot read {path}: {error}") from error
-
-
-def _decompressed_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of one or more zstd frames; a file that ends inside a frame is an error."""
-    library = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    frame, begun = library.decompressobj(), False
-    rest = b""
-    while data := file.read(_READ_TOGETHER):
-        while data:
-            begun = True
-            *lines, rest = (rest + frame.decompress(data)).split(b"\n")
-            yield from lines
-            data = frame.unused_data
-            if frame.eof:
-                frame, begun = library.decompressobj(), False
-    if begun:
-        raise zstandard.ZstdError("it ends in the middle of its compressed data")
-    yield rest
+            report.licenses[str(record.fields.get("license", "not stated"))] += 1
+            yield record.text
 
 
 _SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256

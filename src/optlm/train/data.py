@@ -1,11 +1,7 @@
 """Packed tokens on disk and the order in which training sees them.
 
-`prepare` turns the corpus files of a `DataConfig` into one folder:
-
-    tokenizer.json          the byte-level BPE
-    <part>.tokens           uint16, every document as ``</s>`` and its tokens, back to back
-    <part>.starts           uint64, index of each document's ``</s>``
-    manifest.json           the configuration, counts and sha256 of every file
+`prepare` turns the corpus files of a `DataConfig` into one folder, laid out as `optlm.data.packed`
+describes.
 
 `Mixture.batch(step)` is a pure function of the seed and the step, so a resumed run sees exactly
 what the first would have seen, and nothing about the order needs saving.
@@ -14,8 +10,8 @@ what the first would have seen, and nothing about the order needs saving.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,14 +23,17 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from optlm.checkpoint.save import atomic_file
+from optlm.data.card import data_card
+from optlm.data.inputs import find_inputs
+from optlm.data.lines import Progress
+from optlm.data.packed import CARD, MANIFEST, TOKENIZER, read_manifest, sha256_of
 from optlm.errors import ConfigError
 from optlm.train.corpus import END, CorpusError, ReadReport, read_documents, train_tokenizer
+from optlm.train.settings import build, json_list, json_object
 
-__all__ = ["DataConfig", "Mixture", "Part", "TokenSet", "prepare"]
+__all__ = ["TOKENIZER", "DataConfig", "Mixture", "Part", "TokenSet", "encode_documents", "prepare"]
 
 _LARGEST_VOCABULARY = 2**16  # tokens are stored as uint16
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
 _ENCODE_TOGETHER = 256  # documents a call into the tokenizer
 
 
@@ -82,22 +81,46 @@ class DataConfig:
         if self.vocab_size > _LARGEST_VOCABULARY:
             raise ConfigError(f"vocab_size is {self.vocab_size}; packed tokens hold at most 65536")
 
+    @classmethod
+    def from_dict(cls, values: Any) -> DataConfig:
+        """Build from parsed JSON; an unknown key is refused and the nearest valid one named.
+
+        Raises:
+            ConfigError: unknown or missing keys, or values out of range.
+        """
+        data = json_object(values, "data")
+        data["parts"] = tuple(
+            build(Part, part, f"data.parts[{index}]")
+            for index, part in enumerate(json_list(data.get("parts", []), "data.parts"))
+        )
+        return build(cls, data, "data")
+
 
 # ---- preparing ---------------------------------------------------------------------------------
 
 
 def prepare(
-    config: DataConfig, folder: Path, *, log: Callable[[str], None] = lambda message: None
+    config: DataConfig,
+    folder: Path,
+    *,
+    log: Callable[[str], None] = lambda message: None,
+    max_broken: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train the tokenizer, pack every part, write the manifest; a finished folder is used as it is.
+    """Train the tokenizer, pack every part, write card and manifest; finished data are used again.
+
+    Args:
+        max_broken: broken lines of one part that are left out; more are an error. None: any number.
+        progress: told how many bytes of the source files were packed.
 
     Returns:
         The manifest: ``config``, ``tokenizer_sha256`` and ``parts``, for each ``tokens``,
-        ``documents``, ``text_bytes``, ``broken_lines``, ``broken_examples``, ``sha256``.
+        ``documents``, ``text_bytes``, ``broken_lines``, ``broken_examples``, ``licenses``,
+        ``sha256``, ``starts_sha256``, ``files``.
 
     Raises:
         ConfigError: the folder was prepared from another configuration.
-        CorpusError: a file is missing or damaged, or a part holds no document.
+        CorpusError: a file is missing or damaged, too much is broken, or a part holds no document.
     """
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     try:
@@ -110,10 +133,13 @@ def prepare(
         log(f"trained a tokenizer of {config.vocab_size:,} entries")
         parts = {}
         for part in config.parts:
-            parts[part.name] = _pack(part, tokenizer, folder)
+            report = ReadReport(max_broken=max_broken)
+            parts[part.name] = _pack(part, tokenizer, folder, report, progress)
             log(_summary(part, parts[part.name]))
-        sha256 = _sha256(folder / TOKENIZER)
+        sha256 = sha256_of(folder / TOKENIZER)
         manifest = {"config": wanted, "tokenizer_sha256": sha256, "parts": parts}
+        with atomic_file(folder / CARD) as file:
+            file.write(data_card(manifest).encode())
         with atomic_file(folder / MANIFEST) as file:  # last of all: it means that all is there
             file.write(json.dumps(manifest, indent=1).encode())
     except OSError as error:
@@ -122,14 +148,10 @@ def prepare(
 
 
 def _used_again(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        made_from, sha256 = manifest["config"], manifest["tokenizer_sha256"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise CorpusError(f"{folder / MANIFEST} is damaged: {error}") from error
-    if made_from != wanted:
+    manifest = read_manifest(folder)
+    if manifest["config"] != wanted:
         raise ConfigError(f"{folder} holds data of another configuration; choose another folder")
-    if sha256 != _sha256(folder / TOKENIZER):
+    if manifest["tokenizer_sha256"] != sha256_of(folder / TOKENIZER):
         raise CorpusError(f"{folder / TOKENIZER} is not the one the data was packed with")
     return manifest
 
@@ -152,12 +174,21 @@ def _tokenizer_texts(config: DataConfig) -> Iterator[str]:
         )
 
 
-def _pack(part: Part, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    report = ReadReport()
+def _pack(
+    part: Part,
+    tokenizer: Tokenizer,
+    folder: Path,
+    report: ReadReport,
+    progress: Progress | None,
+) -> dict[str, Any]:
     documents = read_documents(
-        Path(part.file), report, sources=part.sources, max_bytes=part.max_bytes
+        Path(part.file),
+        report,
+        sources=part.sources,
+        max_bytes=part.max_bytes,
+        progress=progress,
     )
-    starts: list[int] = []
+    starts = array("Q")
     position = 0
     with atomic_file(folder / f"{part.name}.tokens") as out:
         for ids in encode_documents(tokenizer, documents):
@@ -177,7 +208,13 @@ def _pack(part: Part, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         "text_bytes": report.text_bytes,
         "broken_lines": report.broken,
         "broken_examples": report.examples,
-        "sha256": _sha256(folder / f"{part.name}.tokens"),
+        "licenses": dict(report.licenses.most_common()),
+        "sha256": sha256_of(folder / f"{part.name}.tokens"),
+        "starts_sha256": sha256_of(folder / f"{part.name}.starts"),
+        "files": [
+            {"file": str(file.path), "bytes": file.size, "sha256": sha256_of(file.path)}
+            for file in find_inputs([part.file])
+        ],
     }
 
 
@@ -188,14 +225,6 @@ def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator
     while group := list(islice(documents, _ENCODE_TOGETHER)):
         for encoding in tokenizer.encode_batch_fast(group, add_special_tokens=False):
             yield [END, *encoding.ids]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- reading -----------------------------------------------------------------------------------

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from optlm.config import OPTConfig
-from optlm.errors import ConfigError, did_you_mean
-from optlm.train.data import DataConfig, Part
+from optlm.errors import ConfigError
+from optlm.train.data import DataConfig
 from optlm.train.loop import LoopConfig
 from optlm.train.optim import OptimConfig
+from optlm.train.settings import build, json_object
 
 __all__ = ["PretrainConfig"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +74,15 @@ class PretrainConfig:
         Raises:
             ConfigError: unknown or missing keys, or values out of range.
         """
-        whole = _object(values, "the configuration")
-        data = _object(whole.get("data", {}), "data")
-        loop = _object(whole.get("loop", {}), "loop")
-        data["parts"] = tuple(
-            _build(Part, part, f"data.parts[{index}]")
-            for index, part in enumerate(_list(data.get("parts", []), "data.parts"))
-        )
-        loop["optim"] = _build(OptimConfig, loop.get("optim", {}), "loop.optim")
-        whole["model"] = OPTConfig.from_dict(_object(whole.get("model", {}), "model"))
-        whole["data"] = _build(DataConfig, data, "data")
-        whole["loop"] = _build(LoopConfig, loop, "loop")
+        whole = json_object(values, "the configuration")
+        loop = json_object(whole.get("loop", {}), "loop")
+        loop["optim"] = build(OptimConfig, loop.get("optim", {}), "loop.optim")
+        whole["model"] = OPTConfig.from_dict(json_object(whole.get("model", {}), "model"))
+        whole["data"] = DataConfig.from_dict(whole.get("data", {}))
+        whole["loop"] = build(LoopConfig, loop, "loop")
         if "sequence_lengths" in whole:
             whole["sequence_lengths"] = _lengths(whole["sequence_lengths"])
-        return _build(cls, whole, "the configuration")
+        return build(cls, whole, "the configuration")
 
     @classmethod
     def from_file(cls, path: Path) -> PretrainConfig:
@@ -104,53 +97,9 @@ class PretrainConfig:
             raise ConfigError(f"{path}: {error}") from error
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} must be a JSON object, not {value!r}")
-    return dict(value)
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where} must be a JSON list, not {value!r}")
-    return list(value)
-
-
 def _lengths(value: Any) -> dict[int, float]:
     try:
-        return {int(length): float(s) for length, s in _object(value, "sequence_lengths").items()}
+        given = json_object(value, "sequence_lengths")
+        return {int(length): float(share) for length, share in given.items()}
     except (TypeError, ValueError) as error:
         raise ConfigError(f"sequence_lengths must map lengths to shares: {error}") from error
-
-
-# Kinds of JSON values by annotation; others are checked by the class itself.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "int | None": (int, type(None)),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "str": (str,),
-    "tuple[str, ...]": (list, tuple),
-    "dict[str, str]": (dict,),
-}
-
-
-def _build(cls: type[T], values: Any, where: str) -> T:
-    """A dataclass from a JSON object, with every key and the kind of every value checked."""
-    given = _object(values, where)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key, value in given.items():
-        if key not in fields:
-            raise ConfigError(f"unknown key {key!r} in {where}{did_you_mean(key, fields)}")
-        kinds = _KINDS.get(str(fields[key].type))
-        if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise ConfigError(f"{key} in {where} must be {fields[key].type}, not {value!r}")
-    required = [
-        name
-        for name, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in required if name not in given]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}")
-    return cls(**given)

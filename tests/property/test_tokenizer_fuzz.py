@@ -53,3 +53,9 @@ def test_text_survives(text: str) -> None:
     ids = tokenizer().encode(text, parse_special=False)
     assert tokenizer().decode(ids[1:], skip_special=False) == text
     assert b"".join(map(tokenizer().token_bytes, ids[1:])) == text.encode()
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS | st.lists(st.sampled_from([" the cat", "</s>", "the ", "  "])).map("".join))
+def test_a_text_has_no_fewer_tokens_than_its_bound(text: str) -> None:
+    assert tokenizer().fewest_tokens(text) <= len(tokenizer().encode(text, add_bos=False))

@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(visible(message))
+        super().error(visible(message[:500]))  # it quotes arguments that may be anything
 
 
 def _main_parser() -> ArgumentParser:

@@ -169,11 +169,13 @@ def _unescape(text: str) -> str:
 def _biases(pairs: Sequence[str]) -> dict[int, float]:
     biases = {}
     for pair in pairs:
-        token, _, value = pair.partition("=")
+        token, _, value = str(pair).partition("=")
         try:
             biases[int(token)] = float(value)
         except ValueError:
-            raise usage_error(f"--logit-bias {pair!r} is not ID=VALUE, such as 50=-2.5") from None
+            raise usage_error(
+                f"--logit-bias {pair!r:.80} is not ID=VALUE, such as 50=-2.5"
+            ) from None
     return biases
 
 
@@ -293,4 +295,4 @@ def _token(llm: LLM, token_id: int, logprob: float) -> dict[str, Any]:
 
 
 def _utf8() -> bool:
-    return sys.stdout.encoding.lower().replace("-", "") == "utf8"
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -226,7 +226,8 @@ class LLM:
     ) -> list[Generation]:
         """Queue one text, window by window; `join_scores` makes the result."""
         context = self.config.max_position_embeddings
-        token_ids = as_token_ids(text, self.tokenizer, self.config)
+        room = context if on_overflow == "error" else None
+        token_ids = as_token_ids(text, self.tokenizer, self.config, room=room)
         jobs = []  # the first is the longest: if the cache is too small, it is refused before all
         for window in plan_windows(
             token_ids,

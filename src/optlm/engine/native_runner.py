@@ -5,7 +5,6 @@ Letters: T new tokens, B sequences, M blocks a table, R logit rows, V vocabulary
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from optlm import _core
 from optlm.checkpoint import Checkpoint
 from optlm.checkpoint.files import forget_pages
 from optlm.config import OPTConfig
+from optlm.engine.cores import available_threads
 from optlm.errors import BackendError, CheckpointError
 
-__all__ = ["NativeRunner", "available_threads", "pack"]
+__all__ = ["NativeRunner", "pack"]
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -137,13 +137,6 @@ def pack(checkpoint: Checkpoint, folder: str | Path, dtype: str) -> Path:
         positions_dtype=_positions_dtype(checkpoint),
         tokenizer_from=checkpoint.folder,
     )
-
-
-def available_threads() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _new_model(

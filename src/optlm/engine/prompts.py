@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from optlm.engine.params import SamplingParams
@@ -18,7 +18,8 @@ def as_prompts(prompts: Prompts) -> list[OnePrompt]:
     """Prompts as a list; a sequence that begins with a number is one prompt of token ids."""
     if isinstance(prompts, str):
         return [prompts]
-    if isinstance(prompts, (bytes, bytearray, dict, set)) or not hasattr(prompts, "__getitem__"):
+    listed = hasattr(prompts, "__getitem__") and hasattr(prompts, "__len__")
+    if isinstance(prompts, (bytes, bytearray, Mapping)) or not listed or not _ndim(prompts):
         raise RequestError(
             "prompts are a text, a list of token ids, or a list of either, "
             f"not {type(prompts).__name__}"
@@ -26,6 +27,11 @@ def as_prompts(prompts: Prompts) -> list[OnePrompt]:
     if len(prompts) and not (isinstance(prompts[0], str) or hasattr(prompts[0], "__len__")):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _ndim(prompts: object) -> int:
+    """0 for numpy's scalars and arrays without dimensions, which cannot be counted."""
+    return int(getattr(prompts, "ndim", 1))
 
 
 def as_params(

@@ -7,8 +7,8 @@ ends the generation when the context is full.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,13 @@ __all__ = ["Request", "SupportsEncode", "admit_prompt", "as_token_ids", "check_t
 
 class SupportsEncode(Protocol):
     def encode(self, text: str, /) -> list[int]: ...
+
+
+@runtime_checkable
+class SupportsFewest(Protocol):
+    """A tokenizer that knows a lower bound of a text's tokens without encoding it."""
+
+    def fewest_tokens(self, text: str, /) -> int: ...
 
 
 class Request:
@@ -108,26 +115,48 @@ def check_token_ids(ids: Sequence[object], vocab_size: int) -> list[int]:
 
 
 def as_token_ids(
-    prompt: str | Sequence[int], tokenizer: SupportsEncode | None, config: OPTConfig
+    prompt: str | Sequence[int],
+    tokenizer: SupportsEncode | None,
+    config: OPTConfig,
+    *,
+    room: int | None = None,
 ) -> list[int]:
-    """Return the token ids of a prompt of any length.
+    """Return the token ids of a prompt.
 
-    A text gets the tokenizer's start token (``</s>``); ids are taken as they are.
+    A text gets the tokenizer's start token (``</s>``); ids are taken as they are. A text that
+    cannot have as few tokens as `room` is refused before time is spent on encoding it.
 
     Raises:
         RequestError: the prompt is neither a text nor a list of token ids of the vocabulary.
+        ContextLengthError: a text far beyond `room`.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
             raise RequestError(
                 "this model has no tokenizer; give the prompt as a list of token ids"
             )
-        prompt = tokenizer.encode(prompt)
-    elif isinstance(prompt, (bytes, bytearray)) or not hasattr(prompt, "__getitem__"):
+        if room is not None and isinstance(tokenizer, SupportsFewest):
+            _refuse_far_too_long(tokenizer.fewest_tokens(prompt), room)
+        # Galactica has no start token; there an empty text begins a document, after </s>.
+        prompt = tokenizer.encode(prompt) or [config.eos_token_id]
+    elif isinstance(prompt, (bytes, bytearray, Mapping)) or not _is_flat(prompt):
         raise RequestError(
             f"a prompt is a text or a list of token ids, not {type(prompt).__name__}"
         )
     return check_token_ids(prompt, config.vocab_size)
+
+
+def _is_flat(prompt: object) -> bool:
+    """Whether it has elements to look at one by one; arrays of 0 or 2 dimensions have none."""
+    return hasattr(prompt, "__getitem__") and getattr(prompt, "ndim", 1) == 1
+
+
+def _refuse_far_too_long(fewest: int, room: int) -> None:
+    if fewest > room:
+        raise ContextLengthError(
+            f"the text has {fewest} tokens or more; {room} fit the model's context. Shorten it, or "
+            "choose another on_overflow"
+        )
 
 
 def admit_prompt(
@@ -146,9 +175,10 @@ def admit_prompt(
         RequestError: the prompt is neither a text nor a list of token ids of the vocabulary.
         ContextLengthError: the prompt does not fit and the policy is "error".
     """
-    tokens = as_token_ids(prompt, tokenizer, config)
     context = config.max_position_embeddings
     room = context if params.max_tokens == 0 else context - 1
+    limit = room if params.on_overflow == "error" else None
+    tokens = as_token_ids(prompt, tokenizer, config, room=limit)
     if params.on_overflow == "truncate_left":
         keep = max(context - params.max_tokens, min(room, -(-context // 2)))
         return _truncate_left(tokens, keep, config.bos_token_id)

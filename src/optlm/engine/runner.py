@@ -7,6 +7,7 @@ embedding width.
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -104,9 +105,9 @@ class RunnerOptions:
         for name, allowed in (("dtype", get_args(DType)), ("backend", get_args(Backend))):
             if getattr(self, name) not in allowed:
                 raise RequestError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}"
+                    f"{name} is {getattr(self, name)!r:.80}; it must be one of {', '.join(allowed)}"
                 )
-        for name, high in (("threads", 1024), ("max_batch_tokens", 2**20), ("num_blocks", 2**30),
+        for name, high in (("threads", max(64, os.cpu_count() or 1)), ("max_batch_tokens", 2**20), ("num_blocks", 2**30),
                            ("kv_cache_bytes", 2**50)):  # fmt: skip
             value = getattr(self, name)
             if value is None:

@@ -7,6 +7,8 @@ Decisions, each pinned by a test:
   Galactica) unless the caller says.
 * Special tokens written in the text ("</s>") are parsed as such, as transformers does;
   ``parse_special=False`` reads them as ordinary characters, which is what untrusted text wants.
+* Special tokens that only frame a text (start, end, padding, mask, and those a file lists as
+  additional) are left out of it. Others are part of it, such as Galactica's ``[START_REF]``.
 * Decoding joins the bytes of all tokens and turns invalid ones into U+FFFD at the end, once.
   `IncrementalDecoder` gives the same characters as early as they are certain, in constant time a
   token.
@@ -41,6 +43,8 @@ T = TypeVar("T")
 
 MAX_VOCABULARY = 2**24  # as OPTConfig
 MAX_TEXT = 2**23  # characters; the library takes about 140 bytes for each
+
+_FRAMING = frozenset(("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>"))
 
 # Classes that are all tokenizer.json: its post-processor tells whether a start token is added.
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -79,6 +83,7 @@ class Tokenizer:
         self._backend = backend
         self._literal: tokenizers.Tokenizer | None = None  # the twin that parses no special tokens
         self._bytes: dict[int, bytes] = {}
+        self._longest: int | None = None  # bytes of the longest token, or more
         backend.no_truncation()
         backend.no_padding()
         self._choose_special_ids(settings, config, origin)
@@ -86,6 +91,8 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
         self._special = {token_id for token_id, token in added.items() if token.special}
+        self._hidden = self._framing_ids(settings)
+        self._swallows_space = any(token.lstrip or token.rstrip for token in added.values())
         self.vocab_size = 1 + max(backend.get_vocab().values(), default=-1)
         if config is not None and self.vocab_size > config.vocab_size:
             raise TokenizerError(
@@ -149,6 +156,12 @@ class Tokenizer:
             if name and name not in known and self._backend.token_to_id(name) is not None:
                 self._backend.add_special_tokens([added_token({"content": name, "special": True})])
 
+    def _framing_ids(self, settings: dict[str, Any]) -> set[int]:
+        """Special tokens that are no part of a text."""
+        names = _FRAMING.union(settings.get("framing_tokens", ()))
+        ids = {self.bos_id, self.eos_id, self.pad_id}
+        return self._special & (ids | {i for i, name in self._added.items() if name in names})
+
     # ---- text to ids -------------------------------------------------------------------------
 
     def encode(
@@ -171,6 +184,20 @@ class Tokenizer:
         start = [self.bos_id] if (self.adds_bos if add_bos is None else add_bos) else []
         # The library's own batch call starts threads, which costs more than a prompt is worth.
         return [start + _guard(partial(_ids, backend, text)) for text in texts]
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that `encode` of this text cannot stay below, found without encoding.
+
+        Byte-level tokens stand for the bytes of the text, so the longest token tells. 0 where the
+        file rewrites texts first. Where added tokens swallow white space, none of it counts.
+        """
+        if not self._byte_level or self._backend.normalizer is not None:
+            return 0
+        if self._longest is None:
+            tokens = [*self._backend.get_vocab(with_added_tokens=False), *self._added.values()]
+            self._longest = max(len(token.encode()) for token in tokens)
+        counted = "".join(text.split()) if self._swallows_space else text
+        return -(-len(counted.encode("utf-8", "replace")) // self._longest)
 
     def _literal_backend(self) -> tokenizers.Tokenizer:
         if self._literal is None:
@@ -220,7 +247,7 @@ class Tokenizer:
         return token_id in self._special
 
     def _shown(self, token_id: int, skip_special: bool) -> bytes:
-        return b"" if skip_special and token_id in self._special else self.token_bytes(token_id)
+        return b"" if skip_special and token_id in self._hidden else self.token_bytes(token_id)
 
     def _find_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:

@@ -133,7 +133,8 @@ def added_token(values: dict[str, Any]) -> tokenizers.AddedToken:
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return ``tokenizer_config.json`` over ``special_tokens_map.json``; absent files are empty.
 
-    Special tokens come as plain strings. ``added_tokens`` maps the content of every added token of
+    Special tokens come as plain strings. ``framing_tokens`` are those with a role, and those listed
+    as additional. ``added_tokens`` maps the content of every added token of
     either form (``added_tokens_decoder``, ``added_tokens.json``) to its JSON form with ``id``.
     """
     settings: dict[str, Any] = {}
@@ -145,9 +146,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
             settings[role] = settings[role].get("content")
         if not isinstance(settings.get(role, ""), str):
             raise TokenizerError(f"{folder}: {role} is {settings[role]!r}; it must be a string")
+    settings["framing_tokens"] = _framing_tokens(folder, settings)
     described = settings.pop("added_tokens_decoder", {})
     settings["added_tokens"] = _added_tokens(folder, described)
     return settings
+
+
+def _framing_tokens(folder: Path, settings: dict[str, Any]) -> set[str]:
+    names = {settings[role] for role in _ROLES if role in settings}
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        listed = settings.get(key, [])
+        if not isinstance(listed, (list, dict)):
+            raise TokenizerError(f"{folder}: {key} must be a list of tokens")
+        for token in listed.values() if isinstance(listed, dict) else listed:
+            name = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(name, str):
+                raise TokenizerError(f"{folder}: {key} has {name!r:.60}; it must be a string")
+            names.add(name)
+    return names
 
 
 def _added_tokens(folder: Path, described: Any) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,24 @@ def test_long_prompts_are_refused_with_the_numbers() -> None:
         llm.generate([5] * 65, read)
 
 
+def test_texts_far_beyond_the_context_are_refused_without_encoding_them() -> None:
+    class Bounded(ByteTokenizer):
+        def fewest_tokens(self, text: str) -> int:
+            return len(text) // 4
+
+        def encode(self, text: str) -> list[int]:
+            assert len(text) < 1000, "encoded"
+            return super().encode(text)
+
+    llm = LLM.from_runner(FakeRunner(RULE, tiny_config(V)), Bounded())
+    for call in (llm.generate, llm.score):
+        with pytest.raises(ContextLengthError, match="250 tokens or more"):
+            call("\x05" * 1000)
+        with pytest.raises(ContextLengthError, match="has 101 tokens"):
+            call("\x05" * 100)
+    assert llm.generate("\x05" * 20, GREEDY)[0].token_ids
+
+
 @pytest.mark.parametrize(
     ("length", "max_tokens", "kept"),
     [(40, 10, 40), (60, 10, 54), (1000, 10, 54), (1000, 60, 32), (1000, 10**6, 32), (64, 0, 64)],

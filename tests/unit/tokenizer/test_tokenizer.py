@@ -104,6 +104,36 @@ def test_galactica_files_add_no_start_token(json_folder: Path) -> None:
     assert not Tokenizer.from_folder(json_folder).adds_bos
 
 
+def test_galactica_keeps_the_tokens_that_are_text(json_folder: Path) -> None:
+    """Citations and work are between special tokens; none of them frames the text."""
+    new = [{"content": c, "special": True} for c in ("[START_REF]", "<work>", "<|listed|>")]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{**token, **flags, "id": 290 + i} for i, token in enumerate(new)]
+
+    def change(values: dict[str, Any]) -> None:
+        vocabulary = values["model"]["vocab"]
+        kept = {token for token, number in vocabulary.items() if number < 290}
+        values["model"]["vocab"] = {token: vocabulary[token] for token in kept}
+        merges = [m.split(" ") if isinstance(m, str) else m for m in values["model"]["merges"]]
+        values["model"]["merges"] = [m for m in merges if "".join(m) in kept]
+        values["added_tokens"] += added
+
+    edit(json_folder / "tokenizer.json", change)
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        write(json_folder / "tokenizer_config.json", {key: ["<|listed|>"]})
+        tokenizer = Tokenizer.from_folder(json_folder)
+        ids = tokenizer.encode("a[START_REF]b<work>c<|listed|></s>")
+        assert {290, 291, 292} <= set(ids)
+        assert tokenizer.decode(ids) == "a[START_REF]b<work>c"
+        decoder = tokenizer.decoder()
+        assert "".join(map(decoder.push, ids)) == "a[START_REF]b<work>c"
+        assert tokenizer.decode(ids, False) == "</s>a[START_REF]b<work>c<|listed|></s>"
+    for wrong in (5, "x", [5], [{"content": None}], {"a": []}):
+        write(json_folder / "tokenizer_config.json", {"additional_special_tokens": wrong})
+        with pytest.raises(TokenizerError, match="additional_special_tokens"):
+            Tokenizer.from_folder(json_folder)
+
+
 def test_special_ids_come_from_the_files_then_the_config(json_folder: Path) -> None:
     config = OPTConfig(vocab_size=300, bos_token_id=0, eos_token_id=3, pad_token_id=1)
     tokenizer = Tokenizer.from_folder(json_folder, config)

@@ -382,7 +382,7 @@ struct Quad {
   int32_t q;
 };
 
-inline constexpr int64_t kQuadsAhead = 12;  // 48 lines under way: about what a core's line buffers hold
+inline constexpr int64_t kQuadsAhead = 24;  // 96 lines under way: with fewer, far pieces arrive late
 // 64 inputs of which more are active are read in full: a stream is faster than its pieces.
 inline constexpr int kFullWord = 48;
 

@@ -15,14 +15,15 @@ import pytest
 import torch
 from tiny_corpus import story, write_corpus
 
+from optlm import cli
 from optlm.assets import bundled_model
 from optlm.errors import CheckpointError, ConfigError
 from optlm.model import OPT
 from optlm.train import pretrain as module
 from optlm.train.corpus import CorpusError
 from optlm.train.export import export_run
-from optlm.train.pretrain import main, pretrain
-from optlm.train.recipe import PretrainConfig
+from optlm.train.pretrain import pretrain
+from optlm.train.recipe import PretrainConfig, recipe_names
 from optlm.train.run_folder import RunFolder, TrainingError
 from optlm.train.validate import bits_per_byte, sample
 
@@ -31,7 +32,7 @@ def bits(model: OPT) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("precision", ["f32", "bf16", "f16"])
 def test_killed_process_resumes_to_the_same_bits(
     recipe: dict[str, Any], tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,10 +40,15 @@ def test_killed_process_resumes_to_the_same_bits(
     whole = pretrain(config, tmp_path / "whole")
     plain = module._loss
 
-    def killed(precision: str, model: OPT, tokens: torch.Tensor) -> object:
-        if RunFolder(tmp_path / "cut").checkpoint(6).exists():
-            raise MemoryError
-        return plain(precision, model, tokens)
+    def killed(config: PretrainConfig) -> object:
+        loss = plain(config)
+
+        def until_killed(model: OPT, rows: module.Rows) -> object:
+            if RunFolder(tmp_path / "cut").checkpoint(6).exists():
+                raise MemoryError
+            return loss(model, rows)
+
+        return until_killed
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_loss", killed)
@@ -157,7 +163,7 @@ def test_recipe_beside_the_bundled_model_describes_it() -> None:
         (["sequence_lengths"], {"16": 0}, "share of length 16"),
         (["sequence_lengths"], {"a": 0}, "sequence_lengths"),
         (["sequence_lengths"], {}, "sequence_lengths is empty"),
-        (["precision"], "fp8", "'f32' or 'bf16'"),
+        (["precision"], "fp8", "use one of f32, bf16, f16"),
         (["seed"], -1, "seed"),
         (["batch_tokens"], 0, "batch_tokens"),
         (["prompts"], "text", "prompts"),
@@ -184,22 +190,82 @@ def test_missing_parts_of_a_recipe_are_named(recipe: dict[str, Any]) -> None:
 # ---- command line -------------------------------------------------------------------------------
 
 
+def command(file: Path, out: Path, *others: str) -> int:
+    return cli.run(["pretrain", str(file), "--out", str(out), *others])
+
+
 def test_command_line(
     recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = tmp_path / "recipe.json", tmp_path / "run"
     file.write_text(json.dumps(recipe))
-    assert main([str(file), "--out", str(out)]) == 0
-    assert main([str(file), "--out", str(out)]) == 0  # finished: nothing to do
+    assert command(file, out) == 0
+    assert command(file, out) == 0  # finished: nothing to do
     file.write_text(json.dumps(recipe | {"seed": 4}))
-    assert main([str(file), "--out", str(out)]) == 1
+    assert command(file, out) == 2
     assert "another configuration (different: seed)" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.json"), "--out", str(out)]) == 1
+    assert command(tmp_path / "none.json", out) == 2
     file.write_text("{")
-    assert main([str(file), "--out", str(out)]) == 1
+    assert command(file, out) == 2
     output = capsys.readouterr()
     assert "none.json" in output.err
     assert output.out == ""
+    assert cli.run(["pretrain", str(file)]) == 2
+    assert "give a file of settings and --out RUN" in capsys.readouterr().err
+
+
+def test_what_lies_ahead_may_change_when_allowed(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "recipe.json", tmp_path / "run"
+    file.write_text(json.dumps(recipe))
+    assert command(file, out) == 0
+    recipe["loop"]["steps"] = 15
+    file.write_text(json.dumps(recipe))
+    assert command(file, out) == 2
+    assert "(different: loop.steps)" in capsys.readouterr().err
+    assert command(file, out, "--allow-change", "loop.step") == 2
+    assert "did you mean 'loop.steps'" in capsys.readouterr().err
+    assert command(file, out, "--allow-change", "loop.steps") == 0
+    assert "resuming after step 12 of 15" in capsys.readouterr().err
+    assert "`loop.steps`: 12 -> 15" in (out / "logbook.md").read_text()
+    assert command(file, out) == 0
+
+
+def test_data_that_changed_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
+    config = PretrainConfig.from_dict(recipe)
+    pretrain(config, tmp_path / "run", data_folder=tmp_path / "packed")
+    manifest = json.loads((tmp_path / "packed" / "manifest.json").read_text())
+    manifest["parts"]["notes"]["sha256"] = "0" * 64
+    (tmp_path / "packed" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"changed since \(parts\.notes\)"):
+        pretrain(config, tmp_path / "run", data_folder=tmp_path / "packed")
+
+
+def test_spike_in_the_text_is_found_in_the_logbook(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """A part of noise that comes in late, and where its rows lie."""
+    noise = write_corpus(tmp_path / "noise.jsonl", [{"text": "zqxj" * 200}] * 3)
+    late = {"name": "noise", "file": str(noise), "weight": 1e-6, "decay_weight": 1e6}
+    recipe["data"]["parts"].append(late)
+    recipe["loop"] |= {
+        "steps": 20, "spikes": {"window": 8, "threshold": 5.0},
+        "optim": {"learning_rate": 0.003, "warmup_steps": 2, "decay_share": 0.1},
+    }  # fmt: skip
+    pretrain(PretrainConfig.from_dict(recipe), tmp_path / "run")
+    spikes = [e for e in RunFolder(tmp_path / "run").events() if e["kind"] == "spike"]
+    assert spikes[0]["batch_step"] == 18
+    assert {name for name, _ in spikes[0]["batch"]["rows"]} == {"noise"}
+    assert len(spikes[0]["before"][0]["activations"]) == 3
+    assert "layer 1" in spikes[0]["before"][0]["gradients"]
+
+
+def test_every_size_shows_settings_that_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in recipe_names():
+        assert cli.run(["pretrain", "--show", name]) == 0
+        shown = PretrainConfig.from_dict(json.loads(capsys.readouterr().out))
+        assert shown.data.parts[0].file == "train.jsonl.zst"
+    assert cli.run(["pretrain", "--show", "mini"]) == 2
+    assert "no recipe for model 'mini'" in capsys.readouterr().err
 
 
 def test_terminated_process_resumes(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -207,7 +273,7 @@ def test_terminated_process_resumes(recipe: dict[str, Any], tmp_path: Path) -> N
     recipe["loop"] |= {"steps": 100_000, "evaluate_every": 100_000, "checkpoint_every": 100_000}
     file, out = tmp_path / "recipe.json", tmp_path / "run"
     file.write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "optlm.train.pretrain", str(file), "--out", str(out)]
+    command = [sys.executable, "-m", "optlm", "pretrain", str(file), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not RunFolder(out).events():
             assert process.poll() is None

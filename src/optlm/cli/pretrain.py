@@ -1,36 +1,86 @@
 """Train a model from scratch: tokenizer, packed tokens, training, checkpoints.
 
+CONFIG is a JSON file of settings; "model": "125m" in it stands for all settings of that size.
 Needs PyTorch: pip install 'optlm[train]'.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optlm.cli.common import FAILURE, exit_code_of, say
+from optlm.errors import ConfigError
 
-USAGE = "CONFIG --out RUN [--data FOLDER]"
+if TYPE_CHECKING:
+    from optlm.train.recipe import PretrainConfig
+
+USAGE = "CONFIG --out RUN [--data FOLDER] | --show SIZE"
 
 
 def add_options(parser: ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="JSON file of the settings")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the run; an unfinished one is resumed"
+        "config", metavar="CONFIG", type=Path, nargs="?", help="JSON file of the settings"
     )
+    parser.add_argument("--out", type=Path, help="folder of the run; an unfinished one is resumed")
     parser.add_argument("--data", type=Path, help="folder of the packed tokens (OUT/data)")
+    parser.add_argument(
+        "--show", metavar="SIZE", help="print the settings of a size (125m ... 175b, mini-8m)"
+    )
+    parser.add_argument(
+        "--allow-change",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="settings that may differ from those the run was begun with, such as loop.steps",
+    )
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="X",
+        help="of the machine, for MFU (measured on a terminal; otherwise MFU is left out)",
+    )
 
 
 def run(options: Namespace) -> int | None:
     try:
-        from optlm.train.pretrain import PretrainConfig, pretrain
+        from optlm.train.pretrain import pretrain
+        from optlm.train.recipe import PretrainConfig, changeable, example
     except ModuleNotFoundError as error:
         say(f"error: training needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE
+    if options.show:
+        print(json.dumps(example(options.show), indent=2))
+        return None
+    if options.config is None or options.out is None:
+        raise ConfigError("give a file of settings and --out RUN, or --show SIZE for an example")
     settings = PretrainConfig.from_file(options.config)
     try:
-        pretrain(settings, options.out, data_folder=options.data, log=say)
+        pretrain(
+            settings,
+            options.out,
+            data_folder=options.data,
+            may_change=changeable(options.allow_change),
+            peak_flops=_peak(options, settings),
+            log=say,
+        )
     except KeyboardInterrupt as interrupt:
         say(f"stopped; the same command resumes from {options.out}")
         return exit_code_of(interrupt)
     return None
+
+
+def _peak(options: Namespace, settings: PretrainConfig) -> float | None:
+    """Operations a second; measured only for someone who looks on."""
+    if options.peak_tflops is not None:
+        return float(options.peak_tflops) * 1e12
+    if not sys.stderr.isatty():
+        return None
+    from optlm.train.progress import measured_peak
+
+    peak = measured_peak(settings.precision)
+    say(f"matrix products in {settings.precision} reach {peak / 1e12:.3g} TFLOP/s on this machine")
+    return peak

@@ -299,17 +299,19 @@ class Mixture:
 
         The same for the same seed, whatever was asked before.
         """
+        length, places = self.places(step)
+        return np.stack([self._sets[index].row(at, length) for index, at in places])
+
+    def places(self, step: int) -> tuple[int, list[tuple[int, int]]]:
+        """Sequence length of `step`, and for each row its part and the drawn token in that part."""
         shares = self._shares if step < self._late_from else self._late_shares
         random = np.random.Generator(
             np.random.Philox(key=np.array([self._seed, step], dtype=np.uint64))
         )
         length = self._lengths[random.choice(len(self._lengths), p=self._length_shares)]
         which = random.choice(len(self._sets), size=self._batch_tokens // length, p=shares)
-        rows = []
-        for index in which:
-            part = self._sets[index]
-            rows.append(part.row(int(random.integers(len(part.tokens))), length))
-        return np.stack(rows)
+        sizes = [len(part.tokens) for part in self._sets]
+        return length, [(int(index), int(random.integers(sizes[index]))) for index in which]
 
 
 def _normalised(shares: list[float]) -> NDArray[np.float64]:

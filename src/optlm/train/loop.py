@@ -16,32 +16,22 @@ all of these follow:
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 
 from optlm.errors import ConfigError
-from optlm.train.curve import draw_curve
-from optlm.train.optim import OptimConfig, Optimizer, learning_rate
-from optlm.train.run_folder import RunFolder, TrainingError
+from optlm.train.diary import Diary
+from optlm.train.guard import LossScale, SpikeConfig, SpikeWatch, StepRecord
+from optlm.train.optim import OptimConfig, Optimizer, clip, learning_rate
+from optlm.train.progress import progress, stop_signal
+from optlm.train.run_folder import RunFolder
 from optlm.train.state import averaged_copy, load_trained_state, trained_state
 
 __all__ = ["LoopConfig", "Loss", "Trainer"]
@@ -52,33 +42,53 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long to train and how often to look; everything is counted in steps."""
+    """How long to train, how often to look, what to keep; in steps unless said otherwise."""
 
     steps: int
     log_every: int = 20
     evaluate_every: int = 500
     checkpoint_every: int = 200
+    keep_last: int = 2  # checkpoints; the best by score is kept besides
+    keep_every: int | None = None  # also write and keep a checkpoint every so many steps
+    keep_tokens: tuple[int, ...] = ()  # and when so many predictions have been trained on,
+    keep_words: tuple[int, ...] = ()  # or so many words read; both are evaluated then
     average_decay: float = 0.99  # of the weights' moving average, which is evaluated; 0: keep none
     patience: int | None = None  # stop after so many evaluations in a row without a better score
+    leave_out: tuple[int, ...] = ()  # 0-based steps whose batch is not trained on
     optim: OptimConfig = field(default_factory=OptimConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every", "patience"):
+        counts = ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last")
+        for name in (*counts, "keep_every", "patience"):
             value = getattr(self, name)
-            if value is None and name == "patience":
+            if value is None and name not in counts:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number from 1")
+        for name in ("keep_tokens", "keep_words", "leave_out"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not all(isinstance(v, int) and v >= 0 for v in values) or list(values) != sorted(
+                set(values)
+            ):
+                raise ConfigError(f"{name} is {list(values)}; it must be rising whole numbers")
         if not 0.0 <= self.average_decay < 1.0:
             raise ConfigError(f"average_decay is {self.average_decay}; it must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Summed loss of some predictions, and their number."""
+    """Summed loss of some predictions, and their number.
+
+    `words` counts the words read, for techniques that count them; `activations` are sizes between
+    the layers (scalars), which the logbook shows when the loss spikes.
+    """
 
     total: Tensor
     count: int
+    words: int = 0
+    activations: list[Tensor] = field(default_factory=list)
 
 
 class Trainer(Generic[M, B]):
@@ -94,6 +104,11 @@ class Trainer(Generic[M, B]):
         evaluate: called with the averaged model (without averaging: the model) in evaluation mode;
             returns named figures for the log, of which `"score"` (lower is better) picks the best
             checkpoint. It must leave PyTorch's random state as it was.
+        describe: what the batch of a step is made of, as JSON values, for the logbook.
+        half: gradients are computed in float16, so the loss is scaled up for them.
+        flops_per_token: arithmetic of one prediction, forward and backward; with `peak_flops` of
+        the
+            machine, progress and log show the share of it that is used (MFU).
         log: told what a user should know, a line at a time.
 
     Attributes:
@@ -109,23 +124,35 @@ class Trainer(Generic[M, B]):
         batches: Callable[[int], list[B]],
         loss: Callable[[M, B], Loss],
         evaluate: Callable[[M], dict[str, Any]],
+        describe: Callable[[int], Any] | None = None,
+        half: bool = False,
+        flops_per_token: float | None = None,
+        peak_flops: float | None = None,
         log: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.model = model
         self.average = averaged_copy(model) if config.average_decay else model
         self.config = config
-        self.step = 0  # optimizer steps done
+        self.step = 0  # steps done, those that changed nothing included
         self.tokens = 0  # predictions trained on
+        self.words = 0  # words read, if the loss function counts them
         self.best: tuple[float, int] = (math.inf, 0)  # score and step
+        self._kept: list[int] = []  # steps whose checkpoints stay for good
         self._stale = 0  # evaluations since the best
         self._unlogged: list[float] = []  # losses since the last line of the log
         self._folder = folder
         self._batches = batches
         self._loss = loss
         self._evaluate = evaluate
+        self._diary = Diary(folder, tell=log, describe=describe)
+        self._flops = (flops_per_token, peak_flops)
         self._tell = log
         self._optimizer = Optimizer(model, config.optim)
+        self._watch = SpikeWatch(config.spikes)
+        self._scale = LossScale() if half else None
         self._seconds = 0.0  # spent so far, over all resumes
+        self._speed = 0.0  # predictions a second since the start or resume
+        self._before = {"tokens": 0, "words": 0}  # counters before the step at hand
 
     # ---- running -----------------------------------------------------------------------------
 
@@ -139,16 +166,24 @@ class Trainer(Generic[M, B]):
         """
         self._resume()
         self.model.train()
-        started = time.monotonic() - self._seconds
-        with _progress(self.config.steps, self.step) as report, _stop_signal() as stop:
+        started, tokens = time.monotonic(), self.tokens
+        before = self._seconds
+        flops, peak = self._flops
+        with (
+            progress(
+                self.config.steps, self.step, flops_per_token=flops, peak_flops=peak
+            ) as report,
+            stop_signal() as stop,
+        ):
             while not self.finished:
-                loss, norm = self._one_step()
-                self._seconds = time.monotonic() - started
-                report(self.step, loss, self.tokens / self._seconds)
-                self._after_step(loss, norm, stopping=stop.is_set())
+                record = self._one_step()
+                elapsed = time.monotonic() - started
+                self._seconds = before + elapsed
+                self._speed = (self.tokens - tokens) / elapsed
+                report(self.step, record.loss, self._speed)
+                self._after_step(record, stopping=stop.is_set())
                 if stop.is_set():
                     raise KeyboardInterrupt
-
         self.average.eval()
 
     @property
@@ -167,33 +202,64 @@ class Trainer(Generic[M, B]):
         if state is not None:
             self._restore(state)
             self._tell(f"resuming after step {self.step} of {self.config.steps}")
-        self._folder.rewind_log(self.step)
+        if not self.finished:
+            self._diary.begin(self.step)
 
-    def _one_step(self) -> tuple[float, float]:
-        """One optimizer step: the mean loss, and the norm of its gradient before clipping."""
-        config = self.config.optim
-        losses = [self._backward(batch) for batch in self._batches(self.step)]
+    def _one_step(self) -> StepRecord:
+        """One optimizer step, or the step of a batch that is left out."""
+        self._before = {"tokens": self.tokens, "words": self.words}
+        if self.step in self.config.leave_out:
+            self.step += 1
+            return StepRecord(step=self.step - 1, outcome="left out")
+        random = torch.get_rng_state()
+        scale = self._scale.value if self._scale else 1.0
+        losses = [self._backward(batch, scale) for batch in self._batches(self.step)]
         count = sum(loss.count for loss in losses)
         mean = sum(float(loss.total) for loss in losses) / count
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        for gradient in gradients:
-            gradient /= count
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm))
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise TrainingError(
-                f"step {self.step} has loss {mean} and gradient norm {norm}; its weights were not "
-                f"changed. Start again with a learning rate below {config.learning_rate}"
-            )
-        self._optimizer.step(learning_rate(config, self.step, self.config.steps))
-        self._update_average()
+        norm, by_layer = clip(self.model, self.config.optim.clip_norm, divide_by=count * scale)
+        record = StepRecord(
+            step=self.step,
+            loss=mean,
+            norm=norm,
+            rate=self._rate(self.step),
+            gradients=by_layer,
+            activations=torch.stack(losses[0].activations).tolist()
+            if losses[0].activations
+            else [],
+        )
+        if self._accepted(record):
+            self._optimizer.step(self._rate(self.step))
+            self._update_average()
+            self.tokens += count
+            self.words += sum(loss.words for loss in losses)
+        else:
+            self.model.zero_grad(set_to_none=True)
+            torch.set_rng_state(random)  # as though the batch had never been
+        self._watch.note(record)
         self.step += 1
-        self.tokens += count
-        return mean, norm
+        return record
 
-    def _backward(self, batch: B) -> Loss:
+    def _rate(self, step: int) -> float:
+        return self._watch.factor * learning_rate(self.config.optim, step, self.config.steps)
+
+    def _backward(self, batch: B, scale: float) -> Loss:
         loss = self._loss(self.model, batch)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        return Loss(loss.total.detach(), loss.count)
+        (loss.total * scale).backward()  # type: ignore[no-untyped-call]
+        return dataclasses.replace(loss, total=loss.total.detach())
+
+    def _accepted(self, record: StepRecord) -> bool:
+        """Whether the gradient may change the weights; what is out of the ordinary is logged."""
+        if self._scale and math.isfinite(record.loss) and not math.isfinite(record.norm):
+            self._scale.overflow()
+            record.outcome = "overflow"
+            self._diary.note("overflow", {"batch_step": record.step, "scale": self._scale.value})
+            return False
+        deviations = self._watch.judge(record)
+        if deviations is not None:
+            self._diary.spike(record, deviations, self._watch)
+        if self._scale and record.outcome == "taken":
+            self._scale.good()
+        return record.outcome == "taken"
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -206,43 +272,68 @@ class Trainer(Generic[M, B]):
         averaged, weights = [a for a, _ in trained], [w for _, w in trained]
         torch._foreach_lerp_(averaged, weights, 1 - decay)
 
-    def _after_step(self, loss: float, norm: float, *, stopping: bool) -> None:
+    # ---- after a step ------------------------------------------------------------------------
+
+    def _after_step(self, record: StepRecord, *, stopping: bool) -> None:
         config = self.config
         last = self.step == config.steps
-        save = last or stopping or self.step % config.checkpoint_every == 0
-        self._unlogged.append(loss)
-        if self.step % config.log_every == 0 or last:
-            rate = learning_rate(config.optim, self.step - 1, config.steps)
-            mean = sum(self._unlogged) / len(self._unlogged)
-            self._log("train", {"loss": mean, "norm": norm, "rate": rate})
+        self._diary.at = self._position()
+        if record.outcome == "taken":
+            self._unlogged.append(record.loss)
+        if self._unlogged and (self.step % config.log_every == 0 or last):
+            self._diary.note("train", self._figures(record))
             self._unlogged.clear()
-        if self.step % config.evaluate_every == 0 or last:
-            save = self._judge() or save
+        reached = self._reached()
+        save = bool(reached) or last or stopping or self.step % config.checkpoint_every == 0
+        if self.step % config.evaluate_every == 0 or last or reached:
+            save = self._judge(reached) or save
+        if reached or (config.keep_every and self.step % config.keep_every == 0):
+            self._kept.append(self.step)
+            save = True
         if save or self.finished:
             self.save()
 
-    def _judge(self) -> bool:
+    def _reached(self) -> dict[str, int]:
+        """The milestone of ``keep_tokens`` and of ``keep_words`` that this step passed, if any."""
+        marks = {"tokens": self.config.keep_tokens, "words": self.config.keep_words}
+        passed: dict[str, int] = {}
+        for name, before in self._before.items():
+            crossed = [mark for mark in marks[name] if before < mark <= getattr(self, name)]
+            if crossed:
+                passed[name] = crossed[-1]
+        return passed
+
+    def _position(self) -> dict[str, Any]:
+        at = {"step": self.step, "tokens": self.tokens, "seconds": round(self._seconds, 2)}
+        return at | ({"words": self.words} if self.words else {})
+
+    def _figures(self, record: StepRecord) -> dict[str, Any]:
+        mean = sum(self._unlogged) / len(self._unlogged)
+        figures = {"loss": mean, "norm": record.norm, "rate": record.rate}
+        figures["tokens_per_second"] = round(self._speed, 1)
+        flops, peak = self._flops
+        if flops and peak:
+            figures["mfu"] = round(self._speed * flops / peak, 4)
+        if self._scale:
+            figures |= {"scale": self._scale.value, "overflows": self._scale.overflows}
+        return figures
+
+    def _judge(self, reached: dict[str, int]) -> bool:
         """Evaluate, log the figures and draw the curve; whether this is the best so far."""
         self.average.eval()
         figures = self._evaluate(self.average)
         self.model.train()
-        self._log("valid", figures)
-        self._folder.write("loss.png", draw_curve(self._folder.events()))
+        self._diary.judged(figures | ({"reached": reached} if reached else {}))
         better = bool(figures["score"] < self.best[0])
         self._stale = 0 if better else self._stale + 1
         if better:
             self.best = (figures["score"], self.step)
         if self._stale == self.config.patience:
-            self._tell(
+            self._diary.stopped(
                 f"stopped after step {self.step}: no better score than {self.best[0]:.4f} "
                 f"(step {self.best[1]}) in {self._stale} evaluations"
             )
         return better
-
-    def _log(self, kind: str, figures: dict[str, Any]) -> None:
-        seconds = round(self._seconds, 2)
-        event = {"kind": kind, "step": self.step, "tokens": self.tokens, "seconds": seconds}
-        self._folder.log({**event, **figures})
 
     # ---- state -------------------------------------------------------------------------------
 
@@ -255,12 +346,17 @@ class Trainer(Generic[M, B]):
             "random": torch.get_rng_state(),
             "step": self.step,
             "tokens": self.tokens,
+            "words": self.words,
             "best": list(self.best),
+            "kept": self._kept,
             "stale": self._stale,
             "unlogged": self._unlogged,
+            "watch": self._watch.state(),
+            "scale": self._scale.state() if self._scale else None,
             "seconds": self._seconds,
         }
-        self._folder.save(self.step, state, best=self.best[1])
+        kept = {self.best[1], *self._kept}
+        self._folder.save(self.step, state, keep=kept, last=self.config.keep_last)
 
     def _restore(self, state: dict[str, Any]) -> None:
         load_trained_state(self.model, state["model"])
@@ -268,49 +364,11 @@ class Trainer(Generic[M, B]):
             load_trained_state(self.average, state["average"], like=self.model)
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
-        self.step, self.tokens, self._seconds = state["step"], state["tokens"], state["seconds"]
+        self.step, self.tokens, self.words = state["step"], state["tokens"], state["words"]
         self.best = (state["best"][0], state["best"][1])
-        self._stale = state["stale"]
-        self._unlogged = state["unlogged"]
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one acts as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before: dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(steps: int, done: int) -> Iterator[Callable[[int, float, float], None]]:
-    """Yield a function (step, loss, tokens a second) that moves a bar on a terminal's stderr."""
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("training", total=steps, completed=done, loss=math.nan, speed=0.0)
-
-        def report(step: int, loss: float, speed: float) -> None:
-            bar.update(task, completed=step, loss=loss, speed=speed)
-
-        yield report
+        self._kept, self._stale, self._unlogged = state["kept"], state["stale"], state["unlogged"]
+        self._watch.restore(state["watch"])
+        if self._scale:
+            self._scale.restore(state["scale"])
+        self._seconds = state["seconds"]
+        self._diary.at = self._position()

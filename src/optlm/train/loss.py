@@ -14,12 +14,16 @@ from torch import Tensor
 __all__ = ["head_cross_entropy"]
 
 _CHUNK = 512  # rows of logits at a time
+_HALF_LIFT = 16.0  # float16 loses probabilities below 6e-8, and precision below 6e-5
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        work = weight.to(torch.bfloat16) if torch.is_autocast_enabled("cpu") else weight
+        kind = hidden.device.type
+        cast = torch.is_autocast_enabled(kind)
+        work = weight.to(torch.get_autocast_dtype(kind)) if cast else weight
+        lift = _HALF_LIFT if work.dtype == torch.float16 else 1.0
         states = hidden.to(work.dtype)
         need_grad = ctx.needs_input_grad[0]
         grad_states = torch.empty_like(states) if need_grad else None
@@ -38,16 +42,18 @@ class _HeadCrossEntropy(torch.autograd.Function):
             if grad_states is not None and grad_weight is not None:
                 probs /= total
                 probs.scatter_add_(1, wanted, torch.full_like(total, -1.0))
-                grad = probs.to(work.dtype)  # d(sum of losses) / d(logits)
+                grad = (probs * lift if lift != 1.0 else probs).to(work.dtype)  # d(sum) / d(logits)
                 torch.mm(grad, work, out=grad_states[rows])
                 grad_weight += grad.T @ states[rows]
         ctx.save_for_backward(grad_states, grad_weight)
+        ctx.lift = lift
         ctx.hidden_dtype = hidden.dtype
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_states, grad_weight = ctx.saved_tensors
+        scale = scale / ctx.lift
         return (grad_states * scale).to(ctx.hidden_dtype), grad_weight * scale, None
 
 

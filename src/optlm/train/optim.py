@@ -7,15 +7,17 @@ loss that took AdamW 350, for a tenth more time a step (docs/log.md).
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optlm.errors import ConfigError, did_you_mean
 
-__all__ = ["OptimConfig", "Optimizer", "decay_begin", "learning_rate"]
+__all__ = ["OptimConfig", "Optimizer", "clip", "decay_begin", "learning_rate"]
 
 METHODS = ("adamw", "muon")
 
@@ -86,6 +88,37 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 def decay_begin(config: OptimConfig, steps: int) -> int:
     """First 0-based step at which the rate falls."""
     return max(config.warmup_steps, round(steps * (1 - config.decay_share)))
+
+
+@torch.no_grad()
+def clip(
+    model: nn.Module, highest: float, *, divide_by: float = 1.0
+) -> tuple[float, dict[str, float]]:
+    """Divide all gradients, then scale them down to a norm of at most `highest`.
+
+    Returns:
+        The norm after the division and before the scaling, of all and by layer. If it is no finite
+        number the gradients are not worth using.
+    """
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    gradients = [gradient for _, gradient in named]
+    squares: dict[str, float] = {}
+    for (name, _), norm in zip(named, torch.stack(_norms(gradients)).tolist(), strict=True):
+        squares[_layer(name)] = squares.get(_layer(name), 0.0) + (norm / divide_by) ** 2
+    total = math.sqrt(sum(squares.values()))
+    if math.isfinite(total):
+        torch._foreach_mul_(gradients, min(1.0, highest / (total + 1e-6)) / divide_by)
+    return total, {name: math.sqrt(square) for name, square in squares.items()}
+
+
+def _norms(gradients: list[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_norm(gradients, 2, dtype=torch.float32))
+
+
+def _layer(name: str) -> str:
+    """ "layer 3" of "model.decoder.layers.3.fc1.weight"; of other names, the module."""
+    inside = re.search(r"layers\.(\d+)\.", name)
+    return f"layer {inside[1]}" if inside else ".".join(name.split(".")[-2:-1]) or name
 
 
 class Optimizer:

@@ -1,33 +1,38 @@
-"""Pre-training from text files to a model, on one machine.
+"""Pre-training from text files to a model, on one machine: what `optlm pretrain` runs.
 
-    python -m optlm.train.pretrain CONFIG.json --out RUN
-
-prepares the data (tokenizer, packed tokens) in RUN/data unless told otherwise, trains, and resumes
+Prepares the data (tokenizer, packed tokens) in RUN/data unless told otherwise, trains, and resumes
 by itself when RUN already holds the same configuration.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 
-from optlm.errors import OptlmError
+from optlm.config import OPTConfig
 from optlm.model import OPT
 from optlm.train.data import TOKENIZER, Mixture, TokenSet, prepare
+from optlm.train.forward import Forward, autocast
 from optlm.train.loop import Loss, Trainer
 from optlm.train.loss import head_cross_entropy
 from optlm.train.optim import decay_begin
 from optlm.train.recipe import PretrainConfig
 from optlm.train.run_folder import RunFolder, claim
 from optlm.train.validate import Validation
+from optlm.train.words import WordCounter
 
 __all__ = ["PretrainConfig", "pretrain"]
+
+
+class Rows(NamedTuple):
+    """Rows of one micro-batch: tokens (B, S + 1), inputs and targets overlapping by S."""
+
+    tokens: torch.Tensor
+    words: int
 
 
 def pretrain(
@@ -35,12 +40,16 @@ def pretrain(
     out: Path,
     *,
     data_folder: Path | None = None,
+    may_change: Collection[str] = (),
+    peak_flops: float | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> OPT:
     """Train the model of `config` in the folder `out`, or go on where it stopped.
 
     Args:
         data_folder: where the packed tokens are, or shall be; `out`/data if None.
+        may_change: dotted names of settings that may differ from those the run was begun with.
+        peak_flops: of the machine, a second; progress and log then tell the share that is used.
         log: told about progress, a line at a time.
 
     Returns:
@@ -53,31 +62,48 @@ def pretrain(
         KeyboardInterrupt: stopped by a signal, after saving.
     """
     folder = RunFolder(out)
-    with folder.locked(claim("pretrain", config)):
+    with folder.locked(claim("pretrain", config), may_change=may_change):
         data_folder = data_folder or out / "data"
         manifest = prepare(config.data, data_folder, log=log)
+        folder.stand_on(_hashes(manifest))
         tokenizer_json = (data_folder / TOKENIZER).read_bytes()
         folder.write(TOKENIZER, tokenizer_json)
         tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        mixture = _mixture(config, data_folder, manifest)
         torch.manual_seed(config.seed)
         trainer = Trainer(
             OPT(config.model),
             config=config.loop,
             folder=folder,
-            batches=_micro_batches(config, data_folder, manifest),
-            loss=lambda model, tokens: _loss(config.precision, model, tokens),
+            batches=_micro_batches(config, mixture, WordCounter(tokenizer)),
+            loss=_loss(config),
             evaluate=Validation(config, tokenizer),
+            describe=lambda step: _describe(config, mixture, step),
+            half=config.precision == "f16",
+            flops_per_token=training_flops(config.model, max(config.sequence_lengths)),
+            peak_flops=peak_flops,
             log=log,
         )
         trainer.run()
         return trainer.average
 
 
-def _micro_batches(
-    config: PretrainConfig, folder: Path, manifest: dict[str, Any]
-) -> Callable[[int], list[torch.Tensor]]:
+def training_flops(model: OPTConfig, length: int) -> float:
+    """Floating-point operations for one predicted token of rows of `length`, forward and backward.
+
+    Twice the forward pass for the backward pass; a token attends to half of the row on average.
+    """
+    return 3.0 * model.flops_per_token(length // 2)
+
+
+def _hashes(manifest: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: part["sha256"] for name, part in manifest["parts"].items()}
+    return {"tokenizer": manifest["tokenizer_sha256"], "parts": parts}
+
+
+def _mixture(config: PretrainConfig, folder: Path, manifest: dict[str, Any]) -> Mixture:
     parts = config.data.parts
-    mixture = Mixture(
+    return Mixture(
         [TokenSet(folder, p.name, manifest["parts"][p.name]["tokens"]) for p in parts],
         [p.weight for p in parts],
         late_weights=[p.weight if p.decay_weight is None else p.decay_weight for p in parts],
@@ -87,45 +113,34 @@ def _micro_batches(
         seed=config.seed,
     )
 
-    def micro_batches(step: int) -> list[torch.Tensor]:
-        tokens = torch.from_numpy(mixture.batch(step))
-        rows = config.micro_batch_tokens // (tokens.shape[1] - 1)
-        return list(torch.split(tokens, rows))
+
+def _micro_batches(
+    config: PretrainConfig, mixture: Mixture, words: WordCounter
+) -> Callable[[int], list[Rows]]:
+    def micro_batches(step: int) -> list[Rows]:
+        tokens = mixture.batch(step)
+        together = config.micro_batch_tokens // (tokens.shape[1] - 1)
+        pieces = (tokens[at : at + together] for at in range(0, len(tokens), together))
+        return [Rows(torch.from_numpy(piece), words.count(piece[:, :-1])) for piece in pieces]
 
     return micro_batches
 
 
-def _loss(precision: str, model: OPT, tokens: torch.Tensor) -> Loss:
-    """tokens (B, S + 1): inputs and targets, overlapping by S."""
-    targets = tokens[:, 1:].reshape(-1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        hidden = model.hidden(tokens[:, :-1]).flatten(0, 1)
-        return Loss(head_cross_entropy(hidden, model.head_weight, targets), len(targets))
+def _describe(config: PretrainConfig, mixture: Mixture, step: int) -> dict[str, Any]:
+    """Where the rows of a step lie: part, and the index of the drawn token in that part."""
+    length, places = mixture.places(step)
+    rows = [[config.data.parts[part].name, at] for part, at in places]
+    return {"length": length, "rows": rows}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m optlm.train.pretrain", description="Train a model from scratch."
-    )
-    parser.add_argument("config", type=Path, help="JSON file of the run's settings")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--data", type=Path, help="folder of the packed tokens (OUT/data)")
-    options = parser.parse_args(arguments)
+def _loss(config: PretrainConfig) -> Callable[[OPT, Rows], Loss]:
+    forward = Forward(recompute=config.recompute_activations, compiled=config.compile)
 
-    def say(message: str) -> None:
-        print(message, file=sys.stderr)
+    def loss(model: OPT, rows: Rows) -> Loss:
+        targets = rows.tokens[:, 1:].reshape(-1)
+        with autocast(config.precision):
+            hidden, sizes = forward(model, rows.tokens[:, :-1])
+            total = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets)
+        return Loss(total, len(targets), words=rows.words, activations=sizes)
 
-    try:
-        config = PretrainConfig.from_file(options.config)
-        pretrain(config, options.out, data_folder=options.data, log=say)
-    except OptlmError as error:
-        say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say(f"stopped; the same command resumes from {options.out}")
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return loss

@@ -1,21 +1,32 @@
-"""Everything that decides the bits of a pre-trained model, read strictly from JSON."""
+"""Everything that decides the bits of a pre-trained model, read strictly from JSON.
+
+What the settings leave out is the OPT paper's (arXiv 2205.01068, section 2.2). ``"model": "125m"``
+stands for all settings of that size: shape, optimizer, batch, length of the training. Keys beside
+it win.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optlm.config import OPTConfig
-from optlm.errors import ConfigError
+from optlm.config import PUBLISHED, OPTConfig
+from optlm.errors import ConfigError, did_you_mean
 from optlm.train.data import DataConfig
+from optlm.train.forward import PRECISIONS
+from optlm.train.guard import SpikeConfig
 from optlm.train.loop import LoopConfig
 from optlm.train.optim import OptimConfig
 from optlm.train.settings import build, json_object
 
-__all__ = ["PretrainConfig"]
+__all__ = ["PretrainConfig", "changeable", "example", "recipe", "recipe_names"]
+
+INIT_STD = 0.006
+WARMUP_TOKENS, WARMUP_STEPS = 375_000_000, 2000  # the smaller models; OPT-175B, and at most
+_RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +44,18 @@ class PretrainConfig:
     micro_batch_tokens: int = 4096  # of them at once in memory
     sequence_lengths: dict[int, float] = field(default_factory=lambda: {512: 1.0})  # length: share
     precision: str = "bf16"  # of the matrix products; weights and optimizer are always float32
+    recompute_activations: bool = False  # less memory for a third more arithmetic
+    compile: bool = False  # fuse the operators of a layer with torch.compile
     validation_bytes: int = 40_000  # of each domain, read at every evaluation
     prompts: tuple[str, ...] = ()  # continued at every evaluation, into the log
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
-        if self.precision not in ("f32", "bf16"):
-            raise ConfigError(f"precision is {self.precision!r}; use 'f32' or 'bf16'")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}"
+            )
         if self.model.vocab_size != self.data.vocab_size:
             raise ConfigError(
                 f"the model's vocab_size {self.model.vocab_size} is not "
@@ -75,9 +90,14 @@ class PretrainConfig:
             ConfigError: unknown or missing keys, or values out of range.
         """
         whole = json_object(values, "the configuration")
+        if isinstance(whole.get("model"), str):
+            others = {key: value for key, value in whole.items() if key != "model"}
+            whole = _merged(recipe(whole["model"]), others)
         loop = json_object(whole.get("loop", {}), "loop")
-        loop["optim"] = build(OptimConfig, loop.get("optim", {}), "loop.optim")
-        whole["model"] = OPTConfig.from_dict(json_object(whole.get("model", {}), "model"))
+        loop["optim"] = build(OptimConfig, _with_warmup(loop, whole), "loop.optim")
+        loop["spikes"] = build(SpikeConfig, loop.get("spikes", {}), "loop.spikes")
+        model = {"init_std": INIT_STD, **json_object(whole.get("model", {}), "model")}
+        whole["model"] = OPTConfig.from_dict(model)
         whole["data"] = DataConfig.from_dict(whole.get("data", {}))
         whole["loop"] = build(LoopConfig, loop, "loop")
         if "sequence_lengths" in whole:
@@ -95,6 +115,103 @@ class PretrainConfig:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
             raise ConfigError(f"{path}: {error}") from error
+
+
+def recipe_names() -> list[str]:
+    """Sizes that have a recipe: the nine published ones by size, then the mini family."""
+    return [*PUBLISHED, *sorted(file.stem for file in _RECIPES.glob("mini-*.json"))]
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The settings of one size, as parsed JSON; the text to train on is the user's to add.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    known = recipe_names()
+    if name not in known:
+        raise ConfigError(
+            f"there is no recipe for model {name!r}{did_you_mean(name, known)} "
+            f"(known: {', '.join(known)})"
+        )
+    settings: dict[str, Any] = json.loads((_RECIPES / f"{name}.json").read_text(encoding="utf-8"))
+    return settings
+
+
+def example(name: str) -> dict[str, Any]:
+    """A complete file of settings for one size, with text files to be named by the user.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    settings = recipe(name)
+    part = {"name": "text", "file": "train.jsonl.zst", "weight": 1}
+    validation = {"text": "valid.jsonl.zst"}
+    settings["data"] |= {"parts": [part], "validation": validation}
+    return settings
+
+
+# Settings that act from the next step on; a change of any other would make it another run.
+_CHANGEABLE = (
+    "loop.steps",
+    "loop.log_every",
+    "loop.evaluate_every",
+    "loop.checkpoint_every",
+    "loop.keep_last",
+    "loop.keep_every",
+    "loop.keep_tokens",
+    "loop.keep_words",
+    "loop.patience",
+    "loop.leave_out",
+    "loop.spikes.policy",
+    "loop.spikes.threshold",
+    "loop.spikes.rate_factor",
+    "loop.optim.learning_rate",
+    "loop.optim.muon_learning_rate",
+    "loop.optim.decay_share",
+    "loop.optim.final_share",
+    "loop.optim.clip_norm",
+    "micro_batch_tokens",
+    "recompute_activations",
+    "compile",
+    "validation_bytes",
+    "prompts",
+)
+
+
+def changeable(names: Iterable[str]) -> frozenset[str]:
+    """Settings that a run may change on resume, checked.
+
+    Raises:
+        ConfigError: a name that is none of them.
+    """
+    for name in names:
+        if name not in _CHANGEABLE:
+            raise ConfigError(
+                f"{name!r} cannot change within a run{did_you_mean(name, _CHANGEABLE)} "
+                f"(these can: {', '.join(_CHANGEABLE)})"
+            )
+    return frozenset(names)
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, object by object; shares of sequence lengths are taken whole."""
+    result = dict(base)
+    for key, value in over.items():
+        deep = isinstance(value, Mapping) and isinstance(base.get(key), dict)
+        whole = key == "sequence_lengths"
+        result[key] = _merged(base[key], value) if deep and not whole else value
+    return result
+
+
+def _with_warmup(loop: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's settings with the paper's warm-up, at most a tenth of the training."""
+    optim = json_object(loop.get("optim", {}), "loop.optim")
+    steps, batch = loop.get("steps"), whole.get("batch_tokens", PretrainConfig.batch_tokens)
+    if "warmup_steps" not in optim and isinstance(steps, int) and isinstance(batch, int) and batch:
+        by_tokens = max(1, round(WARMUP_TOKENS / batch))
+        optim["warmup_steps"] = min(WARMUP_STEPS, by_tokens, steps // 10)
+    return optim
 
 
 def _lengths(value: Any) -> dict[int, float]:

@@ -1,10 +1,13 @@
 """The folder of a training run: one trainer at a time, atomic checkpoints, the log.
 
 run.json              the claim: all that decides the bits of the run; another one is refused
+inputs.json           hashes of what else the run stands on, such as its packed data
 lock                  held by the trainer that is at work
-step-00001234.pt      checkpoints: the last two, and the best by validation
+step-00001234.pt      checkpoints: the last ones, the best by validation, and milestones
 log.jsonl             one JSON object an event, in order of steps
+logbook.md            what was out of the ordinary, for people
 loss.png              the curve
+tensorboard/          the same figures for TensorBoard
 tokenizer.json        the vocabulary, so that the folder can be exported on its own
 """
 
@@ -14,7 +17,7 @@ import dataclasses
 import fcntl
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -23,10 +26,11 @@ import torch
 
 from optlm.checkpoint.save import atomic_file
 from optlm.errors import ConfigError, OptlmError
+from optlm.train.signature import check_signature, sign
 
 __all__ = ["RunFolder", "TrainingError", "claim"]
 
-_KEEP = 2
+_SMALL_FILES = ("run.json", "inputs.json", "tokenizer.json", "log.jsonl", "logbook.md", "loss.png")
 # All that PyTorch raises for a damaged file.
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError)
 
@@ -51,10 +55,17 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.changes: dict[
+            str, list[Any]
+        ] = {}  # name -> values before and now, allowed by the user
 
     @contextmanager
-    def locked(self, config: dict[str, Any]) -> Iterator[None]:
+    def locked(self, config: dict[str, Any], *, may_change: Collection[str] = ()) -> Iterator[None]:
         """Hold the folder for this process and this configuration.
+
+        Args:
+            may_change: dotted names of settings that may differ from those the run was begun with;
+                they act from here on.
 
         Raises:
             TrainingError: another trainer holds it, or it cannot be written.
@@ -72,28 +83,49 @@ class RunFolder:
                 raise TrainingError(
                     f"another trainer is at work in {self.path}; wait, or choose another folder"
                 ) from None
-            self._claim(config)
+            self._claim(config, may_change)
             self._sweep()
             yield
 
-    def _claim(self, config: dict[str, Any]) -> None:
+    def _claim(self, config: dict[str, Any], may_change: Collection[str]) -> None:
         file = self.path / "run.json"
         config = json.loads(json.dumps(config))  # tuples become lists, as in the file
         if not file.exists():
             self.write("run.json", json.dumps(config, indent=1).encode())
             return
-        held = json.loads(file.read_text(encoding="utf-8"))
-        if held != config:
+        differences = _differences(_read_object(file), config)
+        refused = [name for name in differences if name not in may_change]
+        if refused:
             raise ConfigError(
                 f"{self.path} holds a run with another configuration "
-                f"(different: {', '.join(_differences(held, config))}); "
+                f"(different: {', '.join(refused)}); "
                 "give the same configuration to resume, or another folder"
+            )
+        if differences:
+            self.changes = {name: list(values) for name, values in differences.items()}
+            self.write("run.json", json.dumps(config, indent=1).encode())
+
+    def stand_on(self, inputs: dict[str, Any]) -> None:
+        """Note hashes of what the run reads besides its settings, or compare them with those noted.
+
+        Raises:
+            ConfigError: something is not what it was when the run began.
+        """
+        file = self.path / "inputs.json"
+        inputs = json.loads(json.dumps(inputs))
+        if not file.exists():
+            self.write("inputs.json", json.dumps(inputs, indent=1).encode())
+        elif differences := _differences(_read_object(file), inputs):
+            raise ConfigError(
+                f"what the run in {self.path} was trained on has changed since "
+                f"({', '.join(differences)}); restore it to resume, or begin in another folder"
             )
 
     def _sweep(self) -> None:
         """Remove what a killed trainer left half-written."""
-        for partial in self.path.glob(".step-*.pt.*"):
-            partial.unlink()
+        for name in ("step-*.pt", *_SMALL_FILES):
+            for partial in self.path.glob(f".{name}.*"):
+                partial.unlink()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file.
@@ -120,27 +152,33 @@ class RunFolder:
     def checkpoint(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.pt"
 
-    def save(self, step: int, state: dict[str, Any], *, best: int) -> None:
-        """Write a checkpoint, then remove those that are neither among the last two nor the best.
+    def save(
+        self, step: int, state: dict[str, Any], *, keep: Collection[int] = (), last: int = 2
+    ) -> None:
+        """Write a checkpoint, then remove those that are neither among the `last` nor in `keep`.
 
         Raises:
             TrainingError: the disk is full or the folder cannot be written.
         """
         with self._replacing(self.checkpoint(step).name) as file:
             torch.save(state, file)
-        for old in self._steps()[:-_KEEP]:
-            if old != best:
+            sign(file)
+        for old in self.steps()[:-last]:
+            if old not in keep:
                 self.checkpoint(old).unlink()
 
     def load(self, step: int) -> dict[str, Any]:
-        """Read one checkpoint; nothing in it is executed.
+        """Read one checkpoint after comparing its hash; nothing in it is executed.
 
         Raises:
             TrainingError: the file is missing or damaged.
         """
         path = self.checkpoint(step)
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            with path.open("rb") as file:
+                check_signature(file)
+                file.seek(0)
+                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         except _UNREADABLE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TrainingError(f"cannot read {path}: {reason}") from error
@@ -153,7 +191,7 @@ class RunFolder:
             TrainingError: there are checkpoints, and every one is damaged.
         """
         problems = []
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             try:
                 return self.load(step)
             except TrainingError as error:
@@ -163,7 +201,8 @@ class RunFolder:
             raise TrainingError(f"no checkpoint of this run is whole: {'; '.join(problems)}")
         return None
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """Steps of which there is a checkpoint, rising."""
         return sorted(int(file.stem.removeprefix("step-")) for file in self.path.glob("step-*.pt"))
 
     # ---- log ---------------------------------------------------------------------------------
@@ -203,9 +242,23 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return event
 
 
-def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the values that differ."""
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"{file} is damaged: {error}; restore it or use another folder"
+        ) from error
+    if not isinstance(held, dict):
+        raise TrainingError(f"{file} is damaged: it holds no JSON object")
+    return held
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the values that differ, with both values."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [] if a == b else [prefix.rstrip(".")]
-    names = sorted(a.keys() | b.keys())
-    return [d for name in names for d in _differences(a.get(name), b.get(name), f"{prefix}{name}.")]
+        return {} if a == b else {prefix.rstrip("."): (a, b)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(a.keys() | b.keys()):
+        found |= _differences(a.get(name), b.get(name), f"{prefix}{name}.")
+    return found

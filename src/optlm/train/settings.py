@@ -29,12 +29,14 @@ def json_list(value: Any, where: str) -> list[Any]:
 
 # Kinds of JSON values by annotation; others are checked by the class itself.
 _KINDS: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
     "int": (int,),
     "int | None": (int, type(None)),
     "float": (int, float),
     "float | None": (int, float, type(None)),
     "str": (str,),
     "tuple[str, ...]": (list, tuple),
+    "tuple[int, ...]": (list, tuple),
     "dict[str, str]": (dict,),
 }
 
@@ -47,7 +49,8 @@ def build(cls: type[T], values: Any, where: str) -> T:
         if key not in fields:
             raise ConfigError(f"unknown key {key!r} in {where}{did_you_mean(key, fields)}")
         kinds = _KINDS.get(str(fields[key].type))
-        if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
+        is_bool = isinstance(value, bool)
+        if kinds and (is_bool != (kinds == (bool,)) or not isinstance(value, kinds)):
             raise ConfigError(f"{key} in {where} must be {fields[key].type}, not {value!r}")
     required = [
         name

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from optlm.model import OPT
 from optlm.train.corpus import CorpusError, ReadReport, read_documents
 from optlm.train.data import encode_documents
+from optlm.train.forward import autocast
 from optlm.train.loss import head_cross_entropy
 from optlm.train.recipe import PretrainConfig
 
@@ -44,7 +45,7 @@ class Validation:
 
     def __call__(self, model: OPT) -> dict[str, Any]:
         """``bits_per_byte`` by domain, their mean as ``score``, and ``samples``."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._config.precision == "bf16"):
+        with autocast(self._config.precision):
             bits = {
                 domain: round(bits_per_byte(model, documents, size), 4)
                 for domain, (documents, size) in self._domains.items()

@@ -275,7 +275,7 @@ def test_terminated_process_resumes(recipe: dict[str, Any], tmp_path: Path) -> N
     file.write_text(json.dumps(recipe))
     command = [sys.executable, "-m", "optlm", "pretrain", str(file), "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not RunFolder(out).events():
+        while not any(event["kind"] == "train" for event in RunFolder(out).events()):
             assert process.poll() is None
             time.sleep(0.2)
         process.terminate()

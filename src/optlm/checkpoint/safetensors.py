@@ -46,6 +46,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return {name: _tensor(name, entry, body, path) for name, entry in entries.items()}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The ``__metadata__`` of a file: texts by name, empty if there is none.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or its header breaks the format.
+    """
+    data = map_file(path)
+    metadata = _parse_header(path, bytes(data[8 : 8 + _header_length(path, data)])).get(
+        "__metadata__", {}
+    )
+    if faults := _metadata_faults(path, metadata):
+        raise error_of(faults)
+    return dict(metadata)
+
+
 def _header_length(path: Path, data: Array) -> int:
     if data.size < 8:
         raise fault_error(

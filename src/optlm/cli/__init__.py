@@ -32,6 +32,7 @@ COMMANDS = {
     "doctor": "list every fault of a checkpoint",
     "convert": "rewrite a checkpoint in Hugging Face's layout",
     "data": "clean, pack and inspect text for training",
+    "reshard": "cut weights anew: many files to one, or one to many",
     "pretrain": "train a model from scratch",
     "bench": "measure how fast a model runs here",
 }

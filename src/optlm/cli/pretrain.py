@@ -1,6 +1,8 @@
 """Train a model from scratch: tokenizer, packed tokens, training, checkpoints.
 
 CONFIG is a JSON file of settings; "model": "125m" in it stands for all settings of that size.
+With many processes: torchrun --nproc-per-node N -m optlm pretrain CONFIG --out RUN
+
 Needs PyTorch: pip install 'optlm[train]'.
 """
 
@@ -16,9 +18,10 @@ from optlm.cli.common import FAILURE, exit_code_of, say
 from optlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from optlm.train.parallel import GroupConfig
     from optlm.train.recipe import PretrainConfig
 
-USAGE = "CONFIG --out RUN [--data FOLDER] | --show SIZE"
+USAGE = "CONFIG --out RUN [--data FOLDER] [--tensor-parallel T] | --show SIZE"
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -43,10 +46,21 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="X",
         help="of the machine, for MFU (measured on a terminal; otherwise MFU is left out)",
     )
+    group = parser.add_argument_group("many processes")
+    group.add_argument(
+        "--tensor-parallel", type=int, metavar="T", help="processes that share each matrix (1)"
+    )
+    group.add_argument(
+        "--patience", type=float, metavar="SECONDS", help="give up a process that is silent (60)"
+    )
+    group.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="give up one that does not come (1800)"
+    )
 
 
 def run(options: Namespace) -> int | None:
     try:
+        from optlm.train.parallel import join
         from optlm.train.pretrain import pretrain
         from optlm.train.recipe import PretrainConfig, changeable, example
     except ModuleNotFoundError as error:
@@ -59,14 +73,17 @@ def run(options: Namespace) -> int | None:
         raise ConfigError("give a file of settings and --out RUN, or --show SIZE for an example")
     settings = PretrainConfig.from_file(options.config)
     try:
-        pretrain(
-            settings,
-            options.out,
-            data_folder=options.data,
-            may_change=changeable(options.allow_change),
-            peak_flops=_peak(options, settings),
-            log=say,
-        )
+        with join(_group(options)) as parallel:
+            first = parallel.rank == 0
+            pretrain(
+                settings,
+                options.out,
+                data_folder=options.data,
+                may_change=changeable(options.allow_change),
+                peak_flops=_peak(options, settings) if first else None,
+                parallel=parallel,
+                log=say if first else lambda message: None,
+            )
     except KeyboardInterrupt as interrupt:
         say(f"stopped; the same command resumes from {options.out}")
         return exit_code_of(interrupt)
@@ -84,3 +101,14 @@ def _peak(options: Namespace, settings: PretrainConfig) -> float | None:
     peak = measured_peak(settings.precision)
     say(f"matrix products in {settings.precision} reach {peak / 1e12:.3g} TFLOP/s on this machine")
     return peak
+
+
+def _group(options: Namespace) -> GroupConfig:
+    from optlm.train.parallel import GroupConfig
+
+    given = {
+        "tensor": options.tensor_parallel,
+        "patience": options.patience,
+        "timeout": options.timeout,
+    }
+    return GroupConfig(**{name: value for name, value in given.items() if value is not None})

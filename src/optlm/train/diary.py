@@ -45,7 +45,8 @@ class Diary:
     def begin(self, step: int) -> None:
         """Forget what was noted after `step`; note where, and under which changes, it goes on."""
         self._folder.rewind_log(step)
-        self._board = Board(self._folder.path / "tensorboard", step=step)
+        if self._folder.writes:
+            self._board = Board(self._folder.path / "tensorboard", step=step)
         if self._folder.changes:
             self.note("changed", {"changes": self._folder.changes})
         now = environment()

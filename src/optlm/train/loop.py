@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from optlm.errors import ConfigError
 from optlm.train.diary import Diary
 from optlm.train.guard import LossScale, SpikeConfig, SpikeWatch, StepRecord
-from optlm.train.optim import OptimConfig, Optimizer, clip, learning_rate
+from optlm.train.optim import OptimConfig, Optimizer, learning_rate
+from optlm.train.parallel.alone import Alone
 from optlm.train.progress import progress, stop_signal
 from optlm.train.run_folder import RunFolder
 from optlm.train.state import averaged_copy, load_trained_state, trained_state
@@ -107,8 +108,8 @@ class Trainer(Generic[M, B]):
         describe: what the batch of a step is made of, as JSON values, for the logbook.
         half: gradients are computed in float16, so the loss is scaled up for them.
         flops_per_token: arithmetic of one prediction, forward and backward; with `peak_flops` of
-        the
-            machine, progress and log show the share of it that is used (MFU).
+            the machine, progress and log show the share of it that is used (MFU).
+        parallel: the processes that train together; by default this one alone.
         log: told what a user should know, a line at a time.
 
     Attributes:
@@ -128,6 +129,7 @@ class Trainer(Generic[M, B]):
         half: bool = False,
         flops_per_token: float | None = None,
         peak_flops: float | None = None,
+        parallel: Alone | None = None,
         log: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.model = model
@@ -147,7 +149,11 @@ class Trainer(Generic[M, B]):
         self._diary = Diary(folder, tell=log, describe=describe)
         self._flops = (flops_per_token, peak_flops)
         self._tell = log
-        self._optimizer = Optimizer(model, config.optim)
+        self._parallel = parallel or Alone()
+        # What this process owns of both; in a single process, the models themselves.
+        own = self._parallel.place(model, self.average, config.optim.method)
+        self._own, self._own_average = own
+        self._optimizer = Optimizer(self._own, config.optim)
         self._watch = SpikeWatch(config.spikes)
         self._scale = LossScale() if half else None
         self._seconds = 0.0  # spent so far, over all resumes
@@ -169,20 +175,21 @@ class Trainer(Generic[M, B]):
         started, tokens = time.monotonic(), self.tokens
         before = self._seconds
         flops, peak = self._flops
-        with (
-            progress(
-                self.config.steps, self.step, flops_per_token=flops, peak_flops=peak
-            ) as report,
-            stop_signal() as stop,
-        ):
+        shown: dict[str, Any] = {
+            "flops_per_token": flops,
+            "peak_flops": peak,
+            "shown": self._folder.writes,
+        }
+        with progress(self.config.steps, self.step, **shown) as report, stop_signal() as stop:
             while not self.finished:
                 record = self._one_step()
                 elapsed = time.monotonic() - started
                 self._seconds = before + elapsed
                 self._speed = (self.tokens - tokens) / elapsed
                 report(self.step, record.loss, self._speed)
-                self._after_step(record, stopping=stop.is_set())
-                if stop.is_set():
+                stopping = self._parallel.any(stop.is_set())
+                self._after_step(record, stopping=stopping)
+                if stopping:
                     raise KeyboardInterrupt
         self.average.eval()
 
@@ -198,7 +205,7 @@ class Trainer(Generic[M, B]):
         return stopped_early or self.step >= self.config.steps
 
     def _resume(self) -> None:
-        state = self._folder.load_latest(log=self._tell)
+        state = self._parallel.load_latest(self._folder, self._optimizer, log=self._tell)
         if state is not None:
             self._restore(state)
             self._tell(f"resuming after step {self.step} of {self.config.steps}")
@@ -213,13 +220,16 @@ class Trainer(Generic[M, B]):
             return StepRecord(step=self.step - 1, outcome="left out")
         random = torch.get_rng_state()
         scale = self._scale.value if self._scale else 1.0
-        losses = [self._backward(batch, scale) for batch in self._batches(self.step)]
-        count = sum(loss.count for loss in losses)
-        mean = sum(float(loss.total) for loss in losses) / count
-        norm, by_layer = clip(self.model, self.config.optim.clip_norm, divide_by=count * scale)
+        batches = self._parallel.share(self._batches(self.step))
+        losses = [self._backward(batch, scale) for batch in batches]
+        figures = [(float(loss.total), loss.count, loss.words) for loss in losses]
+        sums = self._parallel.sum([sum(column) for column in zip(*figures, strict=True)])
+        total, count, words = sums
+        highest = self.config.optim.clip_norm
+        norm, by_layer = self._parallel.clip(self._own, highest, divide_by=count * scale)
         record = StepRecord(
             step=self.step,
-            loss=mean,
+            loss=total / count,
             norm=norm,
             rate=self._rate(self.step),
             gradients=by_layer,
@@ -230,10 +240,10 @@ class Trainer(Generic[M, B]):
         if self._accepted(record):
             self._optimizer.step(self._rate(self.step))
             self._update_average()
-            self.tokens += count
-            self.words += sum(loss.words for loss in losses)
+            self.tokens += int(count)
+            self.words += int(words)
         else:
-            self.model.zero_grad(set_to_none=True)
+            self._own.zero_grad(set_to_none=True)
             torch.set_rng_state(random)  # as though the batch had never been
         self._watch.note(record)
         self.step += 1
@@ -243,7 +253,7 @@ class Trainer(Generic[M, B]):
         return self._watch.factor * learning_rate(self.config.optim, step, self.config.steps)
 
     def _backward(self, batch: B, scale: float) -> Loss:
-        loss = self._loss(self.model, batch)
+        loss = self._parallel.call(self._loss, self.model, batch)
         (loss.total * scale).backward()  # type: ignore[no-untyped-call]
         return dataclasses.replace(loss, total=loss.total.detach())
 
@@ -267,7 +277,7 @@ class Trainer(Generic[M, B]):
         if not self._averaging:
             return
         decay = min(self.config.average_decay, (self.step + 1) / (self.step + 10))
-        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
+        pairs = zip(self._own_average.parameters(), self._own.parameters(), strict=True)
         trained: list[tuple[Tensor, Tensor]] = [(a, w) for a, w in pairs if w.requires_grad]
         averaged, weights = [a for a, _ in trained], [w for _, w in trained]
         torch._foreach_lerp_(averaged, weights, 1 - decay)
@@ -321,7 +331,7 @@ class Trainer(Generic[M, B]):
     def _judge(self, reached: dict[str, int]) -> bool:
         """Evaluate, log the figures and draw the curve; whether this is the best so far."""
         self.average.eval()
-        figures = self._evaluate(self.average)
+        figures = self._parallel.judge(self._evaluate, self.average)
         self.model.train()
         self._diary.judged(figures | ({"reached": reached} if reached else {}))
         better = bool(figures["score"] < self.best[0])
@@ -339,9 +349,10 @@ class Trainer(Generic[M, B]):
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        average = trained_state(self._own_average, like=self._own) if self._averaging else None
         state = {
-            "model": trained_state(self.model),
-            "average": trained_state(self.average, like=self.model) if self._averaging else None,
+            "model": trained_state(self._own),
+            "average": average,
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "step": self.step,
@@ -356,12 +367,13 @@ class Trainer(Generic[M, B]):
             "seconds": self._seconds,
         }
         kept = {self.best[1], *self._kept}
-        self._folder.save(self.step, state, keep=kept, last=self.config.keep_last)
+        last = self.config.keep_last
+        self._parallel.save(self._folder, self.step, state, self._optimizer, keep=kept, last=last)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        load_trained_state(self.model, state["model"])
+        load_trained_state(self._own, state["model"])
         if self._averaging:
-            load_trained_state(self.average, state["average"], like=self.model)
+            load_trained_state(self._own_average, state["average"], like=self._own)
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         self.step, self.tokens, self.words = state["step"], state["tokens"], state["words"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 __all__ = ["head_cross_entropy"]
 
@@ -65,5 +66,9 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tenso
         weight: (V, E) the head.
         targets: (N,) the right next tokens.
     """
+    if isinstance(weight, DTensor):  # its rows lie on several processes
+        from optlm.train.parallel.vocabulary import vocabulary_parallel_cross_entropy
+
+        return vocabulary_parallel_cross_entropy(hidden, weight, targets)
     total: Tensor = _HeadCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return total

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from optlm.errors import ConfigError, did_you_mean
 
-__all__ = ["OptimConfig", "Optimizer", "clip", "decay_begin", "learning_rate"]
+__all__ = ["OptimConfig", "Optimizer", "clip", "decay_begin", "layer_of", "learning_rate"]
 
 METHODS = ("adamw", "muon")
 
@@ -104,7 +104,7 @@ def clip(
     gradients = [gradient for _, gradient in named]
     squares: dict[str, float] = {}
     for (name, _), norm in zip(named, torch.stack(_norms(gradients)).tolist(), strict=True):
-        squares[_layer(name)] = squares.get(_layer(name), 0.0) + (norm / divide_by) ** 2
+        squares[layer_of(name)] = squares.get(layer_of(name), 0.0) + (norm / divide_by) ** 2
     total = math.sqrt(sum(squares.values()))
     if math.isfinite(total):
         torch._foreach_mul_(gradients, min(1.0, highest / (total + 1e-6)) / divide_by)
@@ -115,7 +115,7 @@ def _norms(gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_norm(gradients, 2, dtype=torch.float32))
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
     """ "layer 3" of "model.decoder.layers.3.fc1.weight"; of other names, the module."""
     inside = re.search(r"layers\.(\d+)\.", name)
     return f"layer {inside[1]}" if inside else ".".join(name.split(".")[-2:-1]) or name

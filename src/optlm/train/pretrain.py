@@ -10,16 +10,19 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from optlm.config import OPTConfig
+from optlm.errors import ConfigError
 from optlm.model import OPT
 from optlm.train.data import TOKENIZER, Mixture, TokenSet, prepare
 from optlm.train.forward import Forward, autocast
 from optlm.train.loop import Loss, Trainer
 from optlm.train.loss import head_cross_entropy
 from optlm.train.optim import decay_begin
+from optlm.train.parallel.alone import Alone
 from optlm.train.recipe import PretrainConfig
 from optlm.train.run_folder import RunFolder, claim
 from optlm.train.validate import Validation
@@ -42,6 +45,7 @@ def pretrain(
     data_folder: Path | None = None,
     may_change: Collection[str] = (),
     peak_flops: float | None = None,
+    parallel: Alone | None = None,
     log: Callable[[str], None] = lambda message: None,
 ) -> OPT:
     """Train the model of `config` in the folder `out`, or go on where it stopped.
@@ -50,10 +54,12 @@ def pretrain(
         data_folder: where the packed tokens are, or shall be; `out`/data if None.
         may_change: dotted names of settings that may differ from those the run was begun with.
         peak_flops: of the machine, a second; progress and log then tell the share that is used.
+        parallel: the processes that train together (see `optlm.train.parallel`).
         log: told about progress, a line at a time.
 
     Returns:
-        The averaged model after the last step (without averaging: the model).
+        The averaged model after the last step (without averaging: the model); of many processes,
+        each returns one that holds its pieces.
 
     Raises:
         ConfigError: `out` or the data folder belongs to another configuration.
@@ -61,27 +67,29 @@ def pretrain(
         TrainingError: another trainer is at work there, the loss is no number, the disk is full.
         KeyboardInterrupt: stopped by a signal, after saving.
     """
-    folder = RunFolder(out)
-    with folder.locked(claim("pretrain", config), may_change=may_change):
-        data_folder = data_folder or out / "data"
-        manifest = prepare(config.data, data_folder, log=log)
+    parallel = parallel or Alone()
+    wanted = claim("pretrain", config)
+    with parallel.holding(RunFolder(out), wanted, may_change=may_change) as folder:
+        packed = data_folder or out / "data"
+        manifest = parallel.first(lambda: prepare(config.data, packed, log=log))
         folder.stand_on(_hashes(manifest))
-        tokenizer_json = (data_folder / TOKENIZER).read_bytes()
+        tokenizer_json = (packed / TOKENIZER).read_bytes()
         folder.write(TOKENIZER, tokenizer_json)
         tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-        mixture = _mixture(config, data_folder, manifest)
+        mixture = _mixture(config, packed, manifest)
         torch.manual_seed(config.seed)
         trainer = Trainer(
             OPT(config.model),
             config=config.loop,
             folder=folder,
-            batches=_micro_batches(config, mixture, WordCounter(tokenizer)),
+            batches=_micro_batches(config, mixture, WordCounter(tokenizer), parallel.groups),
             loss=_loss(config),
             evaluate=Validation(config, tokenizer),
             describe=lambda step: _describe(config, mixture, step),
             half=config.precision == "f16",
             flops_per_token=training_flops(config.model, max(config.sequence_lengths)),
             peak_flops=peak_flops,
+            parallel=parallel,
             log=log,
         )
         trainer.run()
@@ -115,12 +123,27 @@ def _mixture(config: PretrainConfig, folder: Path, manifest: dict[str, Any]) -> 
 
 
 def _micro_batches(
-    config: PretrainConfig, mixture: Mixture, words: WordCounter
+    config: PretrainConfig, mixture: Mixture, words: WordCounter, groups: int
 ) -> Callable[[int], list[Rows]]:
+    """Micro-batches whose number is a multiple of `groups`, the processes that read different rows.
+
+    They are those of one process if that number is a multiple anyway, else smaller.
+    """
+
     def micro_batches(step: int) -> list[Rows]:
         tokens = mixture.batch(step)
         together = config.micro_batch_tokens // (tokens.shape[1] - 1)
-        pieces = (tokens[at : at + together] for at in range(0, len(tokens), together))
+        count = -(-len(tokens) // together)
+        if count % groups == 0:
+            pieces = [tokens[at : at + together] for at in range(0, len(tokens), together)]
+        elif (count := -(-count // groups) * groups) <= len(tokens):
+            pieces = np.array_split(tokens, count)
+        else:
+            raise ConfigError(
+                f"the {len(tokens)} rows of step {step} (batch_tokens {config.batch_tokens}) "
+                f"cannot be shared out over {groups} data-parallel processes; take fewer, a "
+                "larger batch or shorter sequences"
+            )
         return [Rows(torch.from_numpy(piece), words.count(piece[:, :-1])) for piece in pieces]
 
     return micro_batches

@@ -45,7 +45,12 @@ def stop_signal() -> Iterator[threading.Event]:
 
 @contextmanager
 def progress(
-    steps: int, done: int, *, flops_per_token: float | None, peak_flops: float | None
+    steps: int,
+    done: int,
+    *,
+    flops_per_token: float | None,
+    peak_flops: float | None,
+    shown: bool = True,
 ) -> Iterator[Callable[[int, float, float], None]]:
     """Yield a function (step, loss, tokens a second) that moves a bar on a terminal's stderr.
 
@@ -60,7 +65,7 @@ def progress(
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=console, disable=not (shown and sys.stderr.isatty())) as bar:
         task = bar.add_task("training", total=steps, completed=done, loss=math.nan, speed="")
 
         def report(step: int, loss: float, speed: float) -> None:

@@ -4,6 +4,7 @@ run.json              the claim: all that decides the bits of the run; another o
 inputs.json           hashes of what else the run stands on, such as its packed data
 lock                  held by the trainer that is at work
 step-00001234.pt      checkpoints: the last ones, the best by validation, and milestones
+step-00001234.parts/  the same, written by many processes
 log.jsonl             one JSON object an event, in order of steps
 logbook.md            what was out of the ordinary, for people
 loss.png              the curve
@@ -17,6 +18,8 @@ import dataclasses
 import fcntl
 import json
 import pickle
+import re
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +55,8 @@ def claim(technique: str, settings: Any, **others: Any) -> dict[str, Any]:
 
 class RunFolder:
     """Reads and writes one run's files; each is replaced as a whole or not at all."""
+
+    writes = True  # whether this process writes; of many, one does
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,6 +131,8 @@ class RunFolder:
         for name in ("step-*.pt", *_SMALL_FILES):
             for partial in self.path.glob(f".{name}.*"):
                 partial.unlink()
+        for partial in self.path.glob(".step-*.parts"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file.
@@ -150,7 +157,15 @@ class RunFolder:
     # ---- checkpoints -------------------------------------------------------------------------
 
     def checkpoint(self, step: int) -> Path:
+        """The checkpoint of `step`: a file, or a folder if many processes wrote it."""
+        file, parts = self.checkpoint_file(step), self.parts(step)
+        return parts if parts.is_dir() and not file.exists() else file
+
+    def checkpoint_file(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.pt"
+
+    def parts(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}.parts"
 
     def save(
         self, step: int, state: dict[str, Any], *, keep: Collection[int] = (), last: int = 2
@@ -160,12 +175,17 @@ class RunFolder:
         Raises:
             TrainingError: the disk is full or the folder cannot be written.
         """
-        with self._replacing(self.checkpoint(step).name) as file:
-            torch.save(state, file)
-            sign(file)
+        with self._replacing(self.checkpoint_file(step).name) as file:
+            write_signed(file, state)
+        shutil.rmtree(self.parts(step), ignore_errors=True)
+        self.prune(keep=keep, last=last)
+
+    def prune(self, *, keep: Collection[int] = (), last: int = 2) -> None:
+        """Remove the checkpoints that are neither among the `last` nor in `keep`."""
         for old in self.steps()[:-last]:
             if old not in keep:
-                self.checkpoint(old).unlink()
+                self.checkpoint_file(old).unlink(missing_ok=True)
+                shutil.rmtree(self.parts(old), ignore_errors=True)
 
     def load(self, step: int) -> dict[str, Any]:
         """Read one checkpoint after comparing its hash; nothing in it is executed.
@@ -174,15 +194,16 @@ class RunFolder:
             TrainingError: the file is missing or damaged.
         """
         path = self.checkpoint(step)
+        if path.is_dir():
+            from optlm.train.parallel.parts import read_parts
+
+            return read_parts(path)
         try:
             with path.open("rb") as file:
-                check_signature(file)
-                file.seek(0)
-                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+                return read_signed(file)
         except _UNREADABLE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TrainingError(f"cannot read {path}: {reason}") from error
-        return state
 
     def load_latest(self, *, log: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, None if none was made; damaged ones go to `log`.
@@ -203,7 +224,8 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, rising."""
-        return sorted(int(file.stem.removeprefix("step-")) for file in self.path.glob("step-*.pt"))
+        found = (re.fullmatch(r"step-(\d+)\.(pt|parts)", f.name) for f in self.path.glob("step-*"))
+        return sorted({int(match[1]) for match in found if match})
 
     # ---- log ---------------------------------------------------------------------------------
 
@@ -232,6 +254,24 @@ class RunFolder:
         kept = [event for event in self.events() if event["step"] <= step]
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
         self.write("log.jsonl", text.encode())
+
+
+def write_signed(file: IO[bytes], state: dict[str, Any]) -> None:
+    """Write tensors and plain values, and their hash, to a file opened to read and write."""
+    torch.save(state, file)
+    sign(file)
+
+
+def read_signed(file: IO[bytes]) -> dict[str, Any]:
+    """What `write_signed` wrote; nothing in it is executed.
+
+    Raises:
+        ValueError, RuntimeError, ...: the file is damaged.
+    """
+    check_signature(file)
+    file.seek(0)
+    state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    return state
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -33,9 +33,9 @@ from optlm.train.recipe import PretrainConfig
 from optlm.train.run_folder import RunFolder
 
 METHOD = (
-    "A model of two layers and 32 units, {steps} steps, a checkpoint every {every}, two "
-    "kept. {kills} times the process was ended with SIGKILL: half at a random moment up to "
-    "{longest:g} s after its start, half at the first sight of a half-written file. After each kill the same "
+    "A model of two layers and 32 units, {steps} steps, a checkpoint every {every}, two kept. "
+    "{kills} times the process was ended with SIGKILL: half at a random moment up to {longest:g} s "
+    "after its start, half at the first sight of a half-written file. After each kill the same "
     "command was started again. Compared with one run that was never stopped: weights, average and "
     "optimizer state of the last checkpoint, and the log without its times."
 )

@@ -45,6 +45,7 @@ namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Chosen = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RawBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -99,7 +100,8 @@ void load(Model& model, const std::string& name, RawBytes data, const std::strin
 }
 
 void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table block_tables, Ints rows,
-             std::optional<Rows> logits, std::optional<Rows> hidden, std::optional<Chosen> best) {
+             std::optional<Rows> logits, std::optional<Rows> hidden, std::optional<Chosen> best,
+             std::optional<Ints> adapters) {
   Batch batch;
   batch.tokens = tokens.data();
   batch.positions = positions.data();
@@ -118,12 +120,14 @@ void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table b
     throw std::invalid_argument("tokens, positions, seq_starts and block_tables do not fit each other");
   }
   if ((logits && !fits(*logits, model.config().vocab_size)) || (hidden && !fits(*hidden, model.config().embed_dim)) ||
-      (best && static_cast<int64_t>(best->size()) < batch.num_rows)) {
-    throw std::invalid_argument("an output array has the wrong shape");
+      (best && static_cast<int64_t>(best->size()) < batch.num_rows) ||
+      (adapters && static_cast<int64_t>(adapters->size()) != batch.num_sequences)) {
+    throw std::invalid_argument("an array has the wrong shape");
   }
   batch.logits = logits ? logits->data() : nullptr;
   batch.hidden = hidden ? hidden->data() : nullptr;
   batch.best = best ? best->data() : nullptr;
+  batch.adapters = adapters ? adapters->data() : nullptr;
   std::string problem;
   {
     nb::gil_scoped_release release;
@@ -132,6 +136,32 @@ void forward(Model& model, Ints tokens, Ints positions, Ints seq_starts, Table b
     if (problem.empty()) model.forward(batch);
   }
   if (!problem.empty()) throw std::invalid_argument(problem);
+}
+
+int32_t add_adapter(Model& model) {
+  const std::scoped_lock lock(model.mutex());
+  return model.add_adapter();
+}
+
+void remove_adapter(Model& model, int32_t id) {
+  const std::scoped_lock lock(model.mutex());
+  if (!model.has_adapter(id)) throw std::invalid_argument("no such adapter");
+  model.remove_adapter(id);
+}
+
+// A (rank, inputs) and B (outputs, rank), with the scale in one of them.
+void set_adapter(Model& model, int32_t id, const std::string& module, Floats a, Floats b) {
+  if (a.shape(0) != b.shape(1)) throw std::invalid_argument(module + " has two ranks");
+  std::string problem;
+  {
+    nb::gil_scoped_release release;
+    const std::scoped_lock lock(model.mutex());
+    problem = !model.has_adapter(id) ? "is for no adapter that is there"
+                                     : model.set_adapter(id, module, a.data(), b.data(), static_cast<int64_t>(a.shape(0)),
+                                                         static_cast<int64_t>(a.shape(1)),
+                                                         static_cast<int64_t>(b.shape(0)));
+  }
+  if (!problem.empty()) throw std::invalid_argument(module + " " + problem);
 }
 
 void head(Model& model, Rows hidden, Rows logits) {
@@ -213,7 +243,11 @@ NB_MODULE(_core, m) {
       .def("forward", &forward, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
            nb::arg("seq_starts").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("rows").noconvert(),
            nb::arg("logits").noconvert().none(), nb::arg("hidden").noconvert().none(),
-           nb::arg("best").noconvert().none() = nb::none())
+           nb::arg("best").noconvert().none() = nb::none(), nb::arg("adapters").noconvert().none() = nb::none())
+      .def("add_adapter", &add_adapter)
+      .def("set_adapter", &set_adapter, nb::arg("id"), nb::arg("module"), nb::arg("a").noconvert(),
+           nb::arg("b").noconvert())
+      .def("remove_adapter", &remove_adapter, nb::arg("id"))
       .def("head", &head, nb::arg("hidden").noconvert(), nb::arg("logits").noconvert())
       .def("copy_blocks", &copy_blocks, nb::arg("source").noconvert(), nb::arg("target").noconvert())
       .def("set_skip_zeros", &Model::set_skip_zeros, nb::arg("on"))

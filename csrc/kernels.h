@@ -30,6 +30,12 @@ struct Kernels {
   void (*matmul)(const MatmulArgs& args);
 
   void (*attention)(const AttentionArgs& args);
+
+  // u[r] = a[r] x, a (rank, n), summed in 16 lanes; n a multiple of 16.
+  void (*low_rank_in)(const float* a, int64_t rank, const float* x, int64_t n, float* u);
+
+  // y[i] = the sum over r in order of u[r] b[r * stride + i], for n outputs; n a multiple of 16.
+  void (*low_rank_out)(const float* b, int64_t rank, int64_t stride, const float* u, int64_t n, float* y);
 };
 
 const Kernels& reference_kernels();

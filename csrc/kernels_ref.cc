@@ -165,8 +165,9 @@ void matmul(const MatmulArgs& a) {
   const int64_t end = std::min(a.panel_end * kPanelRows, w.rows);
   for (int64_t t = 0; t < a.tokens; ++t) {
     for (int64_t row = a.panel_begin * kPanelRows; row < end; ++row) {
-      const float y = w.dtype == DType::kInt8 ? std::fma(dot_int8(w, a.in, row, t), w.scales[row], a.bias[row])
-                                              : dot_float(w, a.in, row, t) + a.bias[row];
+      float y = w.dtype == DType::kInt8 ? std::fma(dot_int8(w, a.in, row, t), w.scales[row], a.bias[row])
+                                        : dot_float(w, a.in, row, t) + a.bias[row];
+      if (a.changed != nullptr && a.changed[t]) y += a.extra[t * a.extra_stride + row];
       if (a.epilogue == Epilogue::kBest) {
         Best& best = a.best[t];
         if (!std::isfinite(y)) best.value = NAN;
@@ -237,11 +238,26 @@ void attention(const AttentionArgs& a) {
   for (int64_t i = a.first_wanted; i < a.count; ++i) attend(a, i);
 }
 
+void low_rank_in(const float* a, int64_t rank, const float* x, int64_t n, float* u) {
+  for (int64_t r = 0; r < rank; ++r) {
+    float sum[kLanes] = {};
+    for (int64_t i = 0; i < n; ++i) sum[i % kLanes] = std::fma(a[r * n + i], x[i], sum[i % kLanes]);
+    u[r] = fold_sum(sum);
+  }
+}
+
+void low_rank_out(const float* b, int64_t rank, int64_t stride, const float* u, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) {
+    y[i] = 0.0f;
+    for (int64_t r = 0; r < rank; ++r) y[i] = std::fma(u[r], b[r * stride + i], y[i]);
+  }
+}
+
 }  // namespace
 
 const Kernels& reference_kernels() {
-  static const Kernels table{"reference", to_float, max_abs, quantize_weights, layer_norm,
-                             quantize,    matmul,   attention};
+  static const Kernels table{"reference", to_float, max_abs,   quantize_weights, layer_norm,
+                             quantize,    matmul,   attention, low_rank_in,      low_rank_out};
   return table;
 }
 

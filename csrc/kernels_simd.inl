@@ -277,10 +277,12 @@ inline void keep_best(const float* y, int64_t first_row, int64_t rows, Best& bes
 inline void finish(const MatmulArgs& a, int64_t panel, int64_t t, float* total) {
   const int64_t row = panel * kPanelRows;
   const bool quantized = a.w->dtype == DType::kInt8;
+  const bool changed = a.changed != nullptr && a.changed[t] != 0;
   for (int j = 0; j < 4; ++j) {
     float* p = total + 16 * j;
     const Float bias = load(a.bias + row + 16 * j);
     Float y = quantized ? fma(load(p), load(a.w->scales + row + 16 * j), bias) : add(load(p), bias);
+    if (changed) y = add(y, load(a.extra + t * a.extra_stride + row + 16 * j));
     if (a.epilogue == Epilogue::kRelu) y = max(y, splat(0.0f));
     if (a.epilogue == Epilogue::kGelu) y = gelu(y);
     if (a.epilogue == Epilogue::kGeluTanh) y = gelu_tanh(y);
@@ -506,13 +508,37 @@ void matmul(const MatmulArgs& a) {
   }
 }
 
+// ---- low-rank changes ------------------------------------------------------------------------------
+
+void low_rank_in(const float* a, int64_t rank, const float* x, int64_t n, float* u) {
+  constexpr int64_t kTogether = 8;  // chains of sums at a time
+  for (int64_t first = 0; first < rank; first += kTogether) {
+    const int64_t count = rank - first < kTogether ? rank - first : kTogether;
+    Float sum[kTogether];
+    for (int64_t r = 0; r < count; ++r) sum[r] = splat(0.0f);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const Float value = load(x + i);
+      for (int64_t r = 0; r < count; ++r) sum[r] = fma(load(a + (first + r) * n + i), value, sum[r]);
+    }
+    for (int64_t r = 0; r < count; ++r) u[first + r] = fold_sum(sum[r]);
+  }
+}
+
+void low_rank_out(const float* b, int64_t rank, int64_t stride, const float* u, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Float sum = splat(0.0f);
+    for (int64_t r = 0; r < rank; ++r) sum = fma(splat(u[r]), load(b + r * stride + i), sum);
+    store(y + i, sum);
+  }
+}
+
 #include "attention_simd.inl"
 
 }  // namespace
 
 static const Kernels& table() {
-  static const Kernels kernels{"" OPTLM_ISA_NAME, convert, max_abs, quantize_weights, layer_norm,
-                               quantize,          matmul,  attention};
+  static const Kernels kernels{"" OPTLM_ISA_NAME, convert, max_abs,   quantize_weights, layer_norm,
+                               quantize,          matmul,  attention, low_rank_in,      low_rank_out};
   return kernels;
 }
 

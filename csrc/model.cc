@@ -70,6 +70,7 @@ void Model::place_weights() {
   const int64_t positions = (config_.max_positions + config_.position_offset) * d;
   positions_ = weights_.take(positions * element_bytes(config_.positions_dtype));
   if (config_.final_norm) place(final_norm_);
+  int64_t slots = 0;
   for (Layer& layer : layers_) {
     place(layer.attention_norm);
     place(layer.qkv, 3 * qkv_section_, d, Layout::kPanels);
@@ -77,6 +78,11 @@ void Model::place_weights() {
     place(layer.ffn_norm);
     place(layer.fc1, f, d, Layout::kPanels);
     place(layer.fc2, d, f, Layout::kByInput);
+    layer.qkv.slots = 3;
+    for (Linear* linear : {&layer.qkv, &layer.out, &layer.fc1, &layer.fc2}) {
+      linear->place = slots;
+      slots += linear->slots;
+    }
   }
 }
 
@@ -98,7 +104,10 @@ void Model::place_buffers() {
     own.normed = buffers_.take_floats(std::max(width_, embed_width_));
     own.quantized = place_quantized(std::max(width_, embed_width_) / kGroup);
     own.best = reinterpret_cast<Best*>(buffers_.take(tokens * static_cast<int64_t>(sizeof(Best))));
+    own.changed = buffers_.take(tokens);
   }
+  extra_stride_ = std::max(3 * qkv_section_, round_up(config_.ffn_dim, kPanelRows));
+  extra_ = buffers_.take_floats(tokens * extra_stride_);
 }
 
 Model::Quantized Model::place_quantized(int64_t groups) {
@@ -186,6 +195,22 @@ std::string Model::load(const std::string& name, const Source& source) {
   return std::isfinite(kernels_.max_abs(target.vector, source.rows)) ? "" : "holds NaN or infinity";
 }
 
+std::string Model::set_adapter(int32_t id, const std::string& module, const float* a, const float* b, int64_t rank,
+                               int64_t inputs, int64_t outputs) {
+  const Target target = find(module + ".weight");
+  const std::string root = "model.decoder.layers.";
+  const size_t dot = module.find('.', root.size());
+  const auto slot = std::find(std::begin(kSlotNames), std::end(kSlotNames), module.substr(std::min(dot, module.size() - 1) + 1));
+  if (target.w == nullptr || !module.starts_with(root) || slot == std::end(kSlotNames)) {
+    return "is no matrix inside a layer";
+  }
+  if (inputs != target.cols || outputs != target.rows || rank < 1) return "has the wrong shape";
+  const int64_t layer = std::stoll(module.substr(root.size(), dot - root.size()));
+  adapters_.set(id, layer * kSlots + (slot - std::begin(kSlotNames)), a, b, rank, inputs, outputs);
+  for (Own& own : own_) own.factors.resize(adapters_.largest_rank());
+  return {};
+}
+
 int64_t Model::bytes_per_token() const {
   int64_t bytes = head_.w.data_bytes();
   if (project_in_.w.data != nullptr) bytes += project_in_.w.data_bytes() + project_out_.w.data_bytes();
@@ -204,6 +229,7 @@ std::string Model::check(const Batch& b) const {
     const int32_t begin = b.seq_starts[s], end = b.seq_starts[s + 1];
     if (end <= begin) return "every sequence needs a token";
     if (end > b.num_tokens) return "seq_starts must run from 0 to T";
+    if (b.adapters != nullptr && b.adapters[s] != -1 && !adapters_.holds(b.adapters[s])) return "no such adapter";
     const int64_t first = b.positions[begin], last = first + (end - begin) - 1;
     if (first < 0 || last >= config_.max_positions) return "position out of range";
     if (last / kBlockTokens >= b.table_width) return "block table too short";
@@ -225,6 +251,11 @@ std::string Model::check(const Batch& b) const {
 }
 
 void Model::forward(const Batch& batch) {
+  adapter_of_.clear();
+  for (int64_t s = 0; batch.adapters != nullptr && s < batch.num_sequences; ++s) {
+    const Adapter* adapter = batch.adapters[s] < 0 ? nullptr : &adapters_[batch.adapters[s]];
+    adapter_of_.resize(batch.seq_starts[s + 1], adapter);
+  }
   team_.run([&](int rank) { run_rank(batch, rank); });
 }
 
@@ -363,11 +394,37 @@ void Model::multiply(const Linear& linear, Range panels, const Activations& in, 
   args.epilogue = epilogue;
   args.skip_zeros = skip_zeros_;
   args.scratch = own_[rank].scratch;
+  if (linear.place >= 0 && !adapter_of_.empty()) change(linear, panels, tokens, rank, args);
   kernels_.matmul(args);
   if (rank == 0 && linear.w.layout == Layout::kByInput && in.active != nullptr) {
     for (int64_t i = 0; i < tokens * in.groups * kMaskWords; ++i) active_inputs_ += __builtin_popcountll(in.active[i]);
     seen_inputs_ += tokens * linear.w.cols;
   }
+}
+
+// What the tokens' adapters add to the thread's panels. Every thread makes A x for itself.
+void Model::change(const Linear& linear, Range panels, int64_t tokens, int rank, MatmulArgs& args) {
+  Own& own = own_[rank];
+  const int64_t section = linear.w.panels() / linear.slots;
+  const int64_t inputs = linear.w.padded_cols();
+  for (int64_t t = 0; t < tokens; ++t) {
+    own.changed[t] = 0;
+    if (adapter_of_[t] == nullptr) continue;
+    const LowRank* changes = adapter_of_[t]->changes.data() + linear.place;
+    own.changed[t] = std::any_of(changes, changes + linear.slots, [](const LowRank& c) { return c.rank > 0; });
+    for (int64_t s = 0; own.changed[t] != 0 && s < linear.slots; ++s) {
+      const Range part = {std::max(panels.begin, s * section), std::min(panels.end, (s + 1) * section)};
+      if (part.begin >= part.end) continue;
+      const LowRank& c = changes[s];
+      kernels_.low_rank_in(c.a.data(), c.rank, args.in.x + t * inputs, inputs, own.factors.data());
+      kernels_.low_rank_out(c.b.data() + (part.begin - s * section) * kPanelRows, c.rank, section * kPanelRows,
+                            own.factors.data(), (part.end - part.begin) * kPanelRows,
+                            extra_ + t * extra_stride_ + part.begin * kPanelRows);
+    }
+  }
+  args.extra = extra_;
+  args.changed = own.changed;
+  args.extra_stride = extra_stride_;
 }
 
 // The whole product, divided among the threads; `next` is what this thread reads after it.
@@ -428,6 +485,7 @@ void Model::keep_rows(const Batch& batch, int rank) {
       if (batch.rows[r] == r) continue;
       std::memcpy(x_ + r * width_, x_ + batch.rows[r] * width_, width_ * 4);
       std::memcpy(context_ + r * width_, context_ + batch.rows[r] * width_, width_ * 4);
+      if (!adapter_of_.empty()) adapter_of_[r] = adapter_of_[batch.rows[r]];
     }
   }
   team_.barrier();

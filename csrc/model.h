@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "adapters.h"
 #include "kernels.h"
 #include "memory.h"
 #include "pack.h"
@@ -40,6 +41,7 @@ struct Batch {
   const int32_t* positions = nullptr;
   const int32_t* seq_starts = nullptr;
   const int32_t* block_tables = nullptr;
+  const int32_t* adapters = nullptr;  // (num_sequences) id of each one's adapter, -1 for none; or null
   const int32_t* rows = nullptr;  // tokens whose results are wanted, ascending
   int64_t num_tokens = 0;
   int64_t num_sequences = 0;
@@ -53,6 +55,8 @@ struct Batch {
 struct Linear {
   Matrix w;
   float* bias = nullptr;  // (padded rows) zeros where the model has none
+  int64_t place = -1;     // of its first slot among an adapter's changes; -1 where there are none
+  int64_t slots = 1;      // the matrix is that many sections of equally many panels, a slot each
 };
 
 struct Norm {
@@ -83,6 +87,13 @@ class Model {
   // The last product alone: logits (rows, V) of vectors (rows, E), in steps of at most max_batch_tokens.
   void head(const float* hidden, int64_t rows, float* logits);
 
+  // An adapter of no changes yet. `set_adapter` gives it the change of one matrix; an empty string, or what is wrong.
+  int32_t add_adapter() { return adapters_.add(config_.num_layers); }
+  std::string set_adapter(int32_t id, const std::string& module, const float* a, const float* b, int64_t rank,
+                          int64_t inputs, int64_t outputs);
+  bool has_adapter(int32_t id) const { return adapters_.holds(id); }
+  void remove_adapter(int32_t id) { adapters_.remove(id); }
+
   void copy_blocks(const int32_t* source, const int32_t* target, int64_t count);
 
   const ModelConfig& config() const { return config_; }
@@ -112,6 +123,8 @@ class Model {
     float* normed = nullptr;  // (width) one token's input of a product, and its quantised form
     Quantized quantized;
     Best* best = nullptr;  // (T)
+    uint8_t* changed = nullptr;   // (T) whether the product under way changes by the token's adapter
+    std::vector<float> factors;   // (largest rank) A x
   };
 
   // Where a tensor of the checkpoint goes: into panels of a matrix, into a vector, or into the position table.
@@ -147,6 +160,7 @@ class Model {
                 int64_t out_stride, Epilogue epilogue, int rank);
   void project(const Linear& linear, const Activations& in, int64_t tokens, float* out, int64_t out_stride,
                Epilogue epilogue, int rank, Stream next = {});
+  void change(const Linear& linear, Range panels, int64_t tokens, int rank, MatmulArgs& args);
   Range panels_of(const Linear& linear, int rank) const { return share(linear.w.panels(), rank, team_.size()); }
   Stream stream(const Linear& linear, int rank) const;
 
@@ -180,6 +194,10 @@ class Model {
   float* embed_ = nullptr;    // (T, embed_width)
   Quantized quantized_, ffn_quantized_;
   std::vector<Own> own_;  // one a thread
+  Adapters adapters_;
+  std::vector<const Adapter*> adapter_of_;  // (T) each token's; empty when the batch has none
+  float* extra_ = nullptr;                  // (T, extra_stride_) what adapters add to a product
+  int64_t extra_stride_ = 0;
   int64_t active_inputs_ = 0, seen_inputs_ = 0;
 };
 

@@ -82,6 +82,9 @@ struct MatmulArgs {
   float* out = nullptr;         // (T, out_stride)
   int64_t out_stride = 0;
   Best* best = nullptr;         // (T) for kBest, in place of out
+  const float* extra = nullptr;      // (T, extra_stride) added before the epilogue, for the tokens that are
+  const uint8_t* changed = nullptr;  // (T) not 0 here; null: for none
+  int64_t extra_stride = 0;
   Epilogue epilogue = Epilogue::kStore;
   bool skip_zeros = true;    // by-input layout only; changes speed, never a bit of the result
   float* scratch = nullptr;  // matmul_scratch_floats(w->cols), of this thread

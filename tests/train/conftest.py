@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from parallel_runs import place, two
 from tiny_corpus import story, write_corpus
 
 from optlm.train.recipe import PretrainConfig
+
+__all__ = ["place", "two"]  # fixtures
 
 
 @pytest.fixture(autouse=True)

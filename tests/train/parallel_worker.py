@@ -40,7 +40,7 @@ def _plan_fault(parallel: Alone, kind: str, rank: str, step: str) -> None:
         if parallel.rank == int(rank) and at == int(step):
             if kind == "raise":
                 raise OptlmError(f"a planned error at step {at}")
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+            os.kill(os.getpid(), getattr(signal, f"SIG{kind.upper()}"))
         return whole(mixture, at)
 
     whole = module.Mixture.batch
@@ -110,6 +110,8 @@ def run(environment: dict[str, str], errors: str, job: tuple[str, ...]) -> None:
     except OptlmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(3)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 JOBS = {"train": train, "variants": variants}

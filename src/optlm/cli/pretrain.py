@@ -2,6 +2,7 @@
 
 CONFIG is a JSON file of settings; "model": "125m" in it stands for all settings of that size.
 With many processes: torchrun --nproc-per-node N -m optlm pretrain CONFIG --out RUN
+--plan works out what a size takes on many GPUs; nothing is trained or measured.
 
 Needs PyTorch: pip install 'optlm[train]'.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from optlm.train.parallel import GroupConfig
     from optlm.train.recipe import PretrainConfig
 
-USAGE = "CONFIG --out RUN [--data FOLDER] [--tensor-parallel T] | --show SIZE"
+USAGE = "CONFIG --out RUN [--data FOLDER] [--tensor-parallel T] | --show SIZE | --plan SIZE"
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -56,9 +57,22 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--timeout", type=float, metavar="SECONDS", help="give up one that does not come (1800)"
     )
+    planning = parser.add_argument_group("planning (also --tensor-parallel)")
+    planning.add_argument("--plan", metavar="SIZE", help="125m ... 175b")
+    planning.add_argument("--gpus", type=int, metavar="N", help="(992)")
+    planning.add_argument("--tflops", type=float, metavar="X", help="a GPU reaches (147)")
+    planning.add_argument("--tokens", type=float, metavar="N", help="to train on (300e9)")
+    planning.add_argument("--memory-gb", type=float, metavar="X", help="of a GPU (80)")
+    planning.add_argument("--sequences", type=int, metavar="N", help="at once (what fits)")
+    planning.add_argument("--scheme", help="what is kept of a weight: optlm or paper (optlm)")
+    planning.add_argument("--no-recompute", action="store_true", help="keep all activations")
+    planning.add_argument("--json", action="store_true", help="write the plan as JSON")
 
 
 def run(options: Namespace) -> int | None:
+    if options.plan is not None:
+        _plan(options)
+        return None
     try:
         from optlm.train.parallel import join
         from optlm.train.pretrain import pretrain
@@ -101,6 +115,20 @@ def _peak(options: Namespace, settings: PretrainConfig) -> float | None:
     peak = measured_peak(settings.precision)
     say(f"matrix products in {settings.precision} reach {peak / 1e12:.3g} TFLOP/s on this machine")
     return peak
+
+
+def _plan(options: Namespace) -> None:
+    from dataclasses import asdict
+
+    from optlm.train.planner import plan, render, request_for
+
+    names = ("gpus", "tflops", "tokens", "memory_gb", "sequences", "scheme")
+    given = {name: getattr(options, name) for name in names} | {"tensor": options.tensor_parallel}
+    values = {"gpus": 992, "tflops": 147.0, "tokens": 300e9, "recompute": not options.no_recompute}
+    values |= {name: value for name, value in given.items() if value is not None}
+    request = request_for(options.plan, **values)
+    result = plan(request)
+    print(json.dumps(asdict(result)) if options.json else render(request, result))
 
 
 def _group(options: Namespace) -> GroupConfig:

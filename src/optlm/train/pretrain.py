@@ -141,8 +141,8 @@ def _micro_batches(
         else:
             raise ConfigError(
                 f"the {len(tokens)} rows of step {step} (batch_tokens {config.batch_tokens}) "
-                f"cannot be shared out over {groups} data-parallel processes; take fewer, a "
-                "larger batch or shorter sequences"
+                f"cannot be shared out over {groups} data-parallel processes, as many "
+                "micro-batches to each; take fewer, a larger batch or shorter sequences"
             )
         return [Rows(torch.from_numpy(piece), words.count(piece[:, :-1])) for piece in pieces]
 

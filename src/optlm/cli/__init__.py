@@ -34,6 +34,7 @@ COMMANDS = {
     "data": "clean, pack and inspect text for training",
     "reshard": "cut weights anew: many files to one, or one to many",
     "pretrain": "train a model from scratch",
+    "babylm": "train on 10 or 100 million words, test minimal pairs",
     "bench": "measure how fast a model runs here",
 }
 

@@ -44,6 +44,7 @@ def pretrain(
     *,
     data_folder: Path | None = None,
     may_change: Collection[str] = (),
+    also: Callable[[OPT], dict[str, Any]] = lambda model: {},
     peak_flops: float | None = None,
     parallel: Alone | None = None,
     log: Callable[[str], None] = lambda message: None,
@@ -53,6 +54,7 @@ def pretrain(
     Args:
         data_folder: where the packed tokens are, or shall be; `out`/data if None.
         may_change: dotted names of settings that may differ from those the run was begun with.
+        also: gives more figures of a model for every evaluation.
         peak_flops: of the machine, a second; progress and log then tell the share that is used.
         parallel: the processes that train together (see `optlm.train.parallel`).
         log: told about progress, a line at a time.
@@ -76,6 +78,7 @@ def pretrain(
         tokenizer_json = (packed / TOKENIZER).read_bytes()
         folder.write(TOKENIZER, tokenizer_json)
         tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        judge = Validation(config, tokenizer)
         mixture = _mixture(config, packed, manifest)
         torch.manual_seed(config.seed)
         trainer = Trainer(
@@ -84,7 +87,7 @@ def pretrain(
             folder=folder,
             batches=_micro_batches(config, mixture, WordCounter(tokenizer), parallel.groups),
             loss=_loss(config),
-            evaluate=Validation(config, tokenizer),
+            evaluate=lambda model: judge(model) | also(model),
             describe=lambda step: _describe(config, mixture, step),
             half=config.precision == "f16",
             flops_per_token=training_flops(config.model, max(config.sequence_lengths)),

@@ -22,7 +22,7 @@ from optlm.train.loop import LoopConfig
 from optlm.train.optim import OptimConfig
 from optlm.train.settings import build, json_object
 
-__all__ = ["PretrainConfig", "changeable", "example", "recipe", "recipe_names"]
+__all__ = ["PretrainConfig", "changeable", "example", "expanded", "recipe", "recipe_names"]
 
 INIT_STD = 0.006
 WARMUP_TOKENS, WARMUP_STEPS = 375_000_000, 2000  # the smaller models; OPT-175B, and at most
@@ -90,9 +90,7 @@ class PretrainConfig:
             ConfigError: unknown or missing keys, or values out of range.
         """
         whole = json_object(values, "the configuration")
-        if isinstance(whole.get("model"), str):
-            others = {key: value for key, value in whole.items() if key != "model"}
-            whole = _merged(recipe(whole["model"]), others)
+        whole = expanded(whole)
         loop = json_object(whole.get("loop", {}), "loop")
         loop["optim"] = build(OptimConfig, _with_warmup(loop, whole), "loop.optim")
         loop["spikes"] = build(SpikeConfig, loop.get("spikes", {}), "loop.spikes")
@@ -136,6 +134,17 @@ def recipe(name: str) -> dict[str, Any]:
         )
     settings: dict[str, Any] = json.loads((_RECIPES / f"{name}.json").read_text(encoding="utf-8"))
     return settings
+
+
+def expanded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the name of a size, if one stands for the model, replaced by its recipe.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    name = settings.get("model")
+    others = {key: value for key, value in settings.items() if key != "model"}
+    return _merged(recipe(name), others) if isinstance(name, str) else dict(settings)
 
 
 def example(name: str) -> dict[str, Any]:

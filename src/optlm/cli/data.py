@@ -12,14 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optlm.cli import data_clean
 from optlm.cli.common import BAD_INPUT, FAILURE, INTERRUPTED, add_json_option, say
 from optlm.cli.progress import byte_bar
 
-USAGE = "pack|verify ..."
+USAGE = "clean|pack|verify ..."
 
 
 def add_options(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add(actions, "clean", "filter, deduplicate and decontaminate text", _clean)
     _add(actions, "pack", "train a tokenizer, pack tokens, write a data card", _pack)
     _add(actions, "verify", "compare packed data with its manifest", _verify)
 
@@ -40,6 +42,11 @@ def run(options: Namespace) -> int | None:
     return code
 
 
+def _clean(parser: ArgumentParser) -> None:
+    data_clean.add_options(parser)
+    parser.set_defaults(do=data_clean.run)
+
+
 # ---- pack --------------------------------------------------------------------------------------
 
 
@@ -51,26 +58,8 @@ def _pack(parser: ArgumentParser) -> None:
         help="JSON: settings of a run, or its `data` alone",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write")
-    add_broken_options(parser)
+    data_clean.add_broken_options(parser)
     parser.set_defaults(do=_run_pack)
-
-
-def add_broken_options(parser: ArgumentParser) -> None:
-    """--on-broken and --max-broken."""
-    parser.add_argument(
-        "--on-broken",
-        choices=("skip", "error"),
-        default="skip",
-        help="lines that cannot be used: leave them out and count them, or stop (skip)",
-    )
-    parser.add_argument(
-        "--max-broken", type=int, default=1000, metavar="N", help="most lines left out (1000)"
-    )
-
-
-def max_broken(options: Namespace) -> int:
-    """The number of broken lines that `add_broken_options` allows."""
-    return 0 if options.on_broken == "error" else int(options.max_broken)
 
 
 def _run_pack(options: Namespace) -> None:
@@ -86,7 +75,13 @@ def _run_pack(options: Namespace) -> None:
     config = DataConfig.from_dict(values["data"] if whole_run else values)
     total = sum(file.size for part in config.parts for file in find_inputs([part.file]))
     with byte_bar("packing", total) as progress:
-        prepare(config, options.out, log=say, max_broken=max_broken(options), progress=progress)
+        prepare(
+            config,
+            options.out,
+            log=say,
+            max_broken=data_clean.max_broken(options),
+            progress=progress,
+        )
     say(f"packed data and its card are in {options.out}")
 
 

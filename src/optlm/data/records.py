@@ -19,7 +19,7 @@ from optlm.data.report import CorpusError, ReadReport
 from optlm.errors import ConfigError
 from optlm.tokenizer import MAX_TEXT
 
-__all__ = ["PAIR", "SPLITS", "Record", "read_records"]
+__all__ = ["PAIR", "SPLITS", "Record", "read_records", "read_rows"]
 
 PAIR = ("prompt", "response")
 SPLITS = ("file", "paragraph", "line")  # what one document of a text file is
@@ -71,20 +71,32 @@ def read_records(
         CorpusError: a file is missing or damaged, or more is broken than `report` allows.
         ConfigError: `split` is unknown.
     """
+    rows = read_rows(files, report, split=split, line_limit=line_limit, progress=progress)
+    for place, fields in rows:
+        try:
+            yield Record(fields, _text_of(fields, pairs), place)
+        except ValueError as error:
+            report.add_broken(place, str(error)[:200])
+
+
+def read_rows(
+    files: Sequence[InputFile],
+    report: ReadReport,
+    *,
+    split: str = "file",
+    line_limit: int = LINE_LIMIT,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the parsed content of every line or row. Arguments as `read_records`."""
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
     for file in files:
         if file.format == "parquet":
-            rows = _parquet_rows(file, progress)
+            yield from _parquet_rows(file, progress)
         elif file.format == "jsonl":
-            rows = _json_rows(file, report, line_limit, progress)
+            yield from _json_rows(file, report, line_limit, progress)
         else:
-            rows = _text_rows(file, report, split, line_limit, progress)
-        for place, fields in rows:
-            try:
-                yield Record(fields, _text_of(fields, pairs), place)
-            except ValueError as error:
-                report.add_broken(place, str(error)[:200])
+            yield from _text_rows(file, report, split, line_limit, progress)
 
 
 def _text_of(fields: Any, pairs: bool) -> str:

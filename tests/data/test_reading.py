@@ -20,7 +20,11 @@ from optlm.data.report import CorpusError, ReadReport
 from optlm.errors import ConfigError
 from optlm.tokenizer import MAX_TEXT
 
-COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+COMPRESSIONS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 DOCUMENTS = [{"text": "one é", "source": "a"}, {"text": "two\nlines", "source": "b"}]
 
 

@@ -18,9 +18,9 @@ LAYERS = (
     {"cli"},
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
-MAY_USE_TORCH = ("optlm.model", "optlm.train", "optlm.engine.torch_runner")
-# The engine's second backend runs the reference model: the one import between siblings.
-ALLOWED = {("optlm.engine.torch_runner", "model")}
+MAY_USE_TORCH = ("optlm.model", "optlm.train", "optlm.engine.torch_")
+# The engine's second backend runs the reference model: the only imports between siblings.
+ALLOWED = {("optlm.engine.torch_runner", "model"), ("optlm.engine.torch_prefix", "model")}
 
 FILES = [path for path in python_files(SOURCE) if path.parent != SOURCE or path.stem[0] != "_"]
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "reshard": "cut weights anew: many files to one, or one to many",
     "pretrain": "train a model from scratch",
     "babylm": "train on 10 or 100 million words, test minimal pairs",
+    "finetune": "adapt a model to your own text",
     "bench": "measure how fast a model runs here",
 }
 

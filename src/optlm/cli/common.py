@@ -41,6 +41,24 @@ def add_engine_options(parser: ArgumentParser) -> None:
     group.add_argument("--backend", help="auto, native or torch (auto: native where it runs)")
 
 
+def add_adapter_options(parser: ArgumentParser) -> None:
+    """--adapter and --force."""
+    group = parser.add_argument_group("adapter")
+    group.add_argument(
+        "--adapter", metavar="DIR", help="folder of a LoRA, prefix or prompt (optlm finetune, peft)"
+    )
+    group.add_argument(
+        "--force", action="store_true", help="use an adapter that was made for another base"
+    )
+
+
+def adapter_options(options: Namespace) -> dict[str, Any]:
+    """What `add_adapter_options` read, as `LLM` takes it."""
+    if options.force and options.adapter is None:
+        raise usage_error("--force goes with --adapter")
+    return {"adapter": options.adapter, "force": options.force}
+
+
 def engine_options(options: Namespace) -> dict[str, Any]:
     """What was given of dtype, threads and backend; the engine has the defaults."""
     names = ("dtype", "threads", "backend")
@@ -144,10 +162,10 @@ def usage_error(message: str) -> RequestError:
 
 
 def load_model(options: Namespace) -> LLM:
-    """Load the engine as asked for by `add_engine_options`."""
+    """Load the engine as asked for by `add_engine_options` and `add_adapter_options`."""
     from optlm.engine.llm import LLM
 
-    return LLM(options.model, **engine_options(options))
+    return LLM(options.model, **engine_options(options), **adapter_options(options))
 
 
 def tokenizer_of(llm: LLM) -> Tokenizer:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optlm.cli.common import (
+    add_adapter_options,
     add_engine_options,
     add_json_option,
     exit_code_of,
@@ -106,6 +107,7 @@ def add_options(parser: ArgumentParser) -> None:
     ):
         group.add_argument(flag, action="store_const", const=True, help=told)
     add_engine_options(parser)
+    add_adapter_options(parser)
 
 
 _METAVARS = {int: "N", float: "X", str: "POLICY"}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from optlm.cli.common import (
+    add_adapter_options,
     add_engine_options,
     add_json_option,
     load_model,
@@ -39,6 +40,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add_json_option(parser)
     add_engine_options(parser)
+    add_adapter_options(parser)
 
 
 def run(options: Namespace) -> None:

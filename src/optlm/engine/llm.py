@@ -9,21 +9,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from optlm.assets import bundled_model
 from optlm.config import OPTConfig
 from optlm.engine.batch import BatchArrays
 from optlm.engine.blocks import BlockPool
 from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
+from optlm.engine.load import load
 from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
 from optlm.engine.postprocess import accept_best, accept_logits
 from optlm.engine.prompts import OnePrompt, Prompts, as_params, as_prompts, naming_prompt
 from optlm.engine.request import Request, admit_prompt, as_token_ids
-from optlm.engine.runner import Backend, DType, Runner, RunnerOptions, make_runner
+from optlm.engine.runner import Backend, DType, Runner, RunnerOptions
 from optlm.engine.scheduler import Scheduler
 from optlm.engine.search import Search, make_search
 from optlm.engine.windows import join_windows, plan_windows
-from optlm.errors import CheckpointError, EngineError, RequestError
+from optlm.errors import EngineError, RequestError
 
 __all__ = ["LLM"]
 
@@ -48,6 +48,8 @@ class LLM:
         prefix_cache: reuse the computed beginnings of earlier prompts.
         tokenizer: "auto" takes the one beside the weights; a folder; a tokenizer; None for token
             ids only.
+        adapter: folder of a LoRA, prefix or prompt in peft's format, applied to every request.
+        force: use an adapter that was made for other weights, if its shapes fit.
 
     Raises:
         CheckpointError, ConfigError, TokenizerError: the files cannot be used.
@@ -68,6 +70,8 @@ class LLM:
         kv_cache_bytes: int | None = None,
         prefix_cache: bool = True,
         tokenizer: TextTokenizer | Path | str | None = "auto",
+        adapter: str | Path | None = None,
+        force: bool = False,
     ) -> None:
         options = RunnerOptions(
             dtype=dtype,
@@ -78,11 +82,8 @@ class LLM:
             num_blocks=num_blocks,
             kv_cache_bytes=kv_cache_bytes,
         )
-        from optlm.checkpoint import open_checkpoint
-
-        checkpoint = open_checkpoint(_bundled() if model is None else model)
-        found = _tokenizer(tokenizer, checkpoint.folder, checkpoint.config)
-        self._start(make_runner(checkpoint, options), found, prefix_cache)
+        found, runner = load(model, options, tokenizer, adapter, force=force)
+        self._start(runner, found, prefix_cache)
 
     @classmethod
     def from_runner(
@@ -358,22 +359,3 @@ def join_scores(text: OnePrompt, windows: Sequence[Generation]) -> ScoreOutput:
         text if isinstance(text, str) else None,
         [(window.prompt.token_ids, window.prompt_scores) for window in windows],
     )
-
-
-def _bundled() -> Path:
-    folder = bundled_model()
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"the bundled model is not there ({folder}); give a folder or hub name as the model"
-        )
-    return folder
-
-
-def _tokenizer(
-    wanted: TextTokenizer | Path | str | None, folder: Path, config: OPTConfig
-) -> TextTokenizer | None:
-    if wanted is None or not isinstance(wanted, (str, Path)):
-        return wanted
-    from optlm.tokenizer import Tokenizer
-
-    return Tokenizer.from_folder(folder if wanted == "auto" else wanted, config)

@@ -19,6 +19,7 @@ from optlm.errors import BackendError, RequestError
 
 if TYPE_CHECKING:
     from optlm.checkpoint import Checkpoint
+    from optlm.checkpoint.adapter import Adapter
 
 __all__ = [
     "NOT_FINITE",
@@ -121,14 +122,30 @@ class RunnerOptions:
             raise RequestError("num_blocks and kv_cache_bytes both size the KV cache; give one")
 
 
-def make_runner(checkpoint: Checkpoint, options: RunnerOptions) -> Runner:
+def make_runner(
+    checkpoint: Checkpoint, options: RunnerOptions, adapter: Adapter | None = None
+) -> Runner:
     """Load a checkpoint into the backend that is there.
+
+    Args:
+        adapter: low-rank changes are merged into the weights; virtual tokens need PyTorch.
 
     Raises:
         BackendError: the backend is not installed, or cannot do what was asked.
     """
-    on_other_device = options.backend == "auto" and options.device not in (None, "cpu")
-    backend = _choose_backend("torch" if on_other_device else options.backend)
+    if adapter is not None and adapter.mergeable:
+        from optlm.checkpoint.merge import merge_adapter
+
+        checkpoint, adapter = merge_adapter(checkpoint, adapter), None
+    torch_only = options.device not in (None, "cpu") or adapter is not None
+    backend = _choose_backend(
+        "torch" if options.backend == "auto" and torch_only else options.backend
+    )
+    if backend == "native" and adapter is not None:
+        raise BackendError(
+            f"the native backend cannot run the virtual tokens of a {adapter.settings.kind} "
+            f"({adapter.folder}): its cache has no room before the text; use backend='torch'"
+        )
     dtype = _exact_dtype(checkpoint, backend) if options.dtype == "auto" else options.dtype
     num_blocks = _num_blocks(checkpoint.config, options, dtype)
     if backend == "native":
@@ -155,6 +172,7 @@ def make_runner(checkpoint: Checkpoint, options: RunnerOptions) -> Runner:
         device=options.device,
         num_blocks=num_blocks,
         max_batch_tokens=options.max_batch_tokens,
+        adapter=adapter,
     )
 
 

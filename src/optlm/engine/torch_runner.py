@@ -3,11 +3,14 @@
 For machines without the compiled core, for GPUs, and as the native runner's twin in tests.
 Sequences that decode one token run as one padded batch; a chunk of a prompt runs alone.
 
-Letters: T new tokens, B sequences of a group, N new tokens of each, S earlier tokens (padded), D
+Letters: T new tokens, B sequences of a group, N new tokens of each, S earlier tokens (padded), n
+virtual tokens, D
 hidden size, H heads, K head width, E embedding width, R logit rows, V vocabulary.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -16,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optlm.checkpoint import Checkpoint
+from optlm.checkpoint.adapter import Adapter
 from optlm.config import OPTConfig
 from optlm.engine.runner import best_tokens
+from optlm.engine.torch_prefix import Prefix, prefix_of
 from optlm.errors import BackendError
 from optlm.model import OPT, Layer
 
@@ -36,6 +41,7 @@ class TorchRunner:
         dtype: "f32", "f16" or "bf16", of weights, activations and KV cache; logits are float32.
         threads: PyTorch's CPU threads, process-wide; None leaves them.
         device: such as "cpu" or "cuda:0"; None takes a GPU when there is one.
+        adapter: virtual tokens that stand before every text.
 
     Raises:
         BackendError: a dtype or device that PyTorch does not offer here.
@@ -52,6 +58,7 @@ class TorchRunner:
         max_batch_tokens: int,
         threads: int | None = None,
         device: str | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         if dtype not in _DTYPES:
             raise BackendError(
@@ -65,6 +72,12 @@ class TorchRunner:
         self.max_batch_tokens = max_batch_tokens
         self._device = _device(device)
         self._model = _load(checkpoint, _DTYPES[dtype], self._device)
+        self._prefix: Prefix | None = None
+        self._text_start = 0
+        if adapter is not None:
+            self._prefix, self._text_start = prefix_of(adapter, self._model), adapter.text_start
+            context = self.config.max_position_embeddings - self._text_start
+            self.config = dataclasses.replace(self.config, max_position_embeddings=context)
         shape = (num_blocks, self.block_size, self.config.num_attention_heads, self.config.head_dim)
         # Keys and values of each layer: (blocks, tokens of a block, H, K).
         self._keys, self._values = (
@@ -137,10 +150,16 @@ class TorchRunner:
         slots = self._indices(places.ravel())
         mask = self._mask(starts, new, num_blocks * size)
         decoder = self._model.decoder
-        x = decoder.embed(self._indices(tokens), self._indices(positions))
-        for layer, keys, values in zip(decoder.layers, self._keys, self._values, strict=True):
+        x = decoder.embed(self._indices(tokens), self._indices(positions + self._text_start))
+        for i, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            layer = decoder.layers[i]
             assert isinstance(layer, Layer)
             earlier = _heads_first(keys[past], batch), _heads_first(values[past], batch)
+            if self._prefix is not None:
+                earlier = (
+                    _after(self._prefix[i][0], earlier[0]),
+                    _after(self._prefix[i][1], earlier[1]),
+                )
             x, (k, v), _ = layer(x, mask, earlier, False)
             for cache, states in ((keys, k), (values, v)):
                 fresh = states[:, :, -new:].transpose(1, 2)  # (B, N, H, K)
@@ -148,12 +167,19 @@ class TorchRunner:
         return decoder.finish(x)
 
     def _mask(self, starts: Int32, new: int, width: int) -> Tensor:
-        """(B, 1, N, S + N): a new token sees the earlier ones and the new ones up to itself."""
+        """(B, 1, N, n + S + N): a new token sees the virtual ones, the earlier ones, itself and the
+        new ones before it."""
         earlier = torch.arange(width, device=self._device) < self._indices(starts)[:, None]
         causal = torch.ones(new, new, dtype=torch.bool, device=self._device).tril()
         batch = len(starts)
+        before = 0 if self._prefix is None else self._prefix[0][0].shape[2]
         return torch.cat(
-            [earlier[:, None].expand(batch, new, width), causal.expand(batch, new, new)], dim=2
+            [
+                earlier.new_ones(batch, new, before),
+                earlier[:, None].expand(batch, new, width),
+                causal.expand(batch, new, new),
+            ],
+            dim=2,
         )[:, None]
 
     @torch.inference_mode()
@@ -169,6 +195,11 @@ class TorchRunner:
 def _heads_first(cached: Tensor, batch: int) -> Tensor:
     """(B, blocks, tokens, H, K) to (B, H, S, K)."""
     return cached.reshape(batch, -1, *cached.shape[-2:]).transpose(1, 2)
+
+
+def _after(prefix: Tensor, states: Tensor) -> Tensor:
+    """(1, H, n, K) before (B, H, S, K)."""
+    return torch.cat([prefix.expand(len(states), -1, -1, -1), states], dim=2)
 
 
 def _device(name: str | None) -> torch.device:

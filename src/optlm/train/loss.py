@@ -26,9 +26,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         work = weight.to(torch.get_autocast_dtype(kind)) if cast else weight
         lift = _HALF_LIFT if work.dtype == torch.float16 else 1.0
         states = hidden.to(work.dtype)
-        need_grad = ctx.needs_input_grad[0]
-        grad_states = torch.empty_like(states) if need_grad else None
-        grad_weight = torch.zeros_like(weight) if need_grad else None
+        grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # not if frozen
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for begin in range(0, len(targets), _CHUNK):
             rows = slice(begin, begin + _CHUNK)
@@ -40,22 +39,25 @@ class _HeadCrossEntropy(torch.autograd.Function):
             probs = logits.exp_()
             total = probs.sum(dim=1, keepdim=True)
             losses[rows] += total[:, 0].log()
-            if grad_states is not None and grad_weight is not None:
+            if grad_states is not None or grad_weight is not None:
                 probs /= total
                 probs.scatter_add_(1, wanted, torch.full_like(total, -1.0))
                 grad = (probs * lift if lift != 1.0 else probs).to(work.dtype)  # d(sum) / d(logits)
-                torch.mm(grad, work, out=grad_states[rows])
-                grad_weight += grad.T @ states[rows]
+                if grad_states is not None:
+                    torch.mm(grad, work, out=grad_states[rows])
+                if grad_weight is not None:
+                    grad_weight += grad.T @ states[rows]
         ctx.save_for_backward(grad_states, grad_weight)
         ctx.lift = lift
         ctx.hidden_dtype = hidden.dtype
         return losses.sum()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         grad_states, grad_weight = ctx.saved_tensors
         scale = scale / ctx.lift
-        return (grad_states * scale).to(ctx.hidden_dtype), grad_weight * scale, None
+        states = None if grad_states is None else (grad_states * scale).to(ctx.hidden_dtype)
+        return states, None if grad_weight is None else grad_weight * scale, None
 
 
 def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from optlm.cli.common import FAILURE, INTERRUPTED, add_json_option, say, usage_error
+from optlm.cli.common import FAILURE, add_json_option, exit_code_of, say, usage_error
 
 USAGE = "--data FILE --out DIR [--model M] [--method lora] [options]"
 
@@ -103,9 +103,9 @@ def run(options: Namespace) -> int | None:
             neutral=options.neutral,
             log=say,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         say(f"stopped; the same command resumes from {options.out}")
-        return INTERRUPTED
+        return exit_code_of(interrupt)
     if options.json:
         print(json.dumps(dataclasses.asdict(result)))
     say(

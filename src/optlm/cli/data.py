@@ -12,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optlm.cli import data_clean
+from optlm.cli import data_clean, data_lint
 from optlm.cli.common import BAD_INPUT, FAILURE, INTERRUPTED, add_json_option, say
 from optlm.cli.progress import byte_bar
 
-USAGE = "clean|pack|verify ..."
+USAGE = "clean|lint|pack|verify ..."
 
 
 def add_options(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add(actions, "clean", "filter, deduplicate and decontaminate text", _clean)
+    _add(actions, "lint", "show what a model will see of text, and what is wrong", _lint)
     _add(actions, "pack", "train a tokenizer, pack tokens, write a data card", _pack)
     _add(actions, "verify", "compare packed data with its manifest", _verify)
 
@@ -45,6 +46,11 @@ def run(options: Namespace) -> int | None:
 def _clean(parser: ArgumentParser) -> None:
     data_clean.add_options(parser)
     parser.set_defaults(do=data_clean.run)
+
+
+def _lint(parser: ArgumentParser) -> None:
+    data_lint.add_options(parser)
+    parser.set_defaults(do=data_lint.run)
 
 
 # ---- pack --------------------------------------------------------------------------------------

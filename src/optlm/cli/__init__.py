@@ -36,6 +36,8 @@ COMMANDS = {
     "pretrain": "train a model from scratch",
     "babylm": "train on 10 or 100 million words, test minimal pairs",
     "finetune": "adapt a model to your own text",
+    "teacher-cache": "write a teacher's predictions to disk, for distil",
+    "distil": "train a small model to predict as a large one does",
     "bench": "measure how fast a model runs here",
 }
 
@@ -98,7 +100,7 @@ def _main_parser() -> ArgumentParser:
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> int | None:
-    command = import_module(f"optlm.cli.{name}")
+    command = import_module(f"optlm.cli.{name.replace('-', '_')}")
     parser = _Parser(
         prog=f"optlm {name}",
         usage=f"optlm {name} {command.USAGE}",

@@ -103,6 +103,7 @@ def prepare(
     config: DataConfig,
     folder: Path,
     *,
+    tokenizer: Tokenizer | None = None,
     log: Callable[[str], None] = lambda message: None,
     max_broken: int | None = None,
     progress: Progress | None = None,
@@ -110,6 +111,7 @@ def prepare(
     """Train the tokenizer, pack every part, write card and manifest; finished data are used again.
 
     Args:
+        tokenizer: pack with this one, and train none.
         max_broken: broken lines of one part that are left out; more are an error. None: any number.
         progress: told how many bytes of the source files were packed.
 
@@ -119,18 +121,19 @@ def prepare(
         ``sha256``, ``starts_sha256``, ``files``.
 
     Raises:
-        ConfigError: the folder was prepared from another configuration.
+        ConfigError: the folder was prepared from another configuration or tokenizer.
         CorpusError: a file is missing or damaged, too much is broken, or a part holds no document.
     """
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     try:
         if (folder / MANIFEST).exists():
-            return _used_again(folder, wanted)
+            return _used_again(folder, wanted, tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = train_tokenizer(_tokenizer_texts(config), config.vocab_size)
+        if tokenizer is None:
+            tokenizer = train_tokenizer(_tokenizer_texts(config), config.vocab_size)
+            log(f"trained a tokenizer of {config.vocab_size:,} entries")
         with atomic_file(folder / TOKENIZER) as file:
             file.write(tokenizer.to_str(pretty=True).encode())
-        log(f"trained a tokenizer of {config.vocab_size:,} entries")
         parts = {}
         for part in config.parts:
             report = ReadReport(max_broken=max_broken)
@@ -147,12 +150,16 @@ def prepare(
     return manifest
 
 
-def _used_again(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _used_again(
+    folder: Path, wanted: dict[str, Any], tokenizer: Tokenizer | None
+) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if manifest["config"] != wanted:
         raise ConfigError(f"{folder} holds data of another configuration; choose another folder")
     if manifest["tokenizer_sha256"] != sha256_of(folder / TOKENIZER):
         raise CorpusError(f"{folder / TOKENIZER} is not the one the data was packed with")
+    if tokenizer and tokenizer.to_str() != Tokenizer.from_file(str(folder / TOKENIZER)).to_str():
+        raise ConfigError(f"{folder} holds data of another tokenizer; choose another folder")
     return manifest
 
 

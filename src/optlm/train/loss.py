@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["head_cross_entropy"]
+__all__ = ["HALF_LIFT", "head_cross_entropy"]
 
 _CHUNK = 512  # rows of logits at a time
-_HALF_LIFT = 16.0  # float16 loses probabilities below 6e-8, and precision below 6e-5
+HALF_LIFT = 16.0  # float16 loses probabilities below 6e-8, and precision below 6e-5
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -24,7 +24,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         kind = hidden.device.type
         cast = torch.is_autocast_enabled(kind)
         work = weight.to(torch.get_autocast_dtype(kind)) if cast else weight
-        lift = _HALF_LIFT if work.dtype == torch.float16 else 1.0
+        lift = HALF_LIFT if work.dtype == torch.float16 else 1.0
         states = hidden.to(work.dtype)
         grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # not if frozen

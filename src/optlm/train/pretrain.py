@@ -28,7 +28,7 @@ from optlm.train.run_folder import RunFolder, claim
 from optlm.train.validate import Validation
 from optlm.train.words import WordCounter
 
-__all__ = ["PretrainConfig", "pretrain"]
+__all__ = ["PretrainConfig", "pretrain", "training_flops", "training_mixture"]
 
 
 class Rows(NamedTuple):
@@ -79,7 +79,7 @@ def pretrain(
         folder.write(TOKENIZER, tokenizer_json)
         tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         judge = Validation(config, tokenizer)
-        mixture = _mixture(config, packed, manifest)
+        mixture = training_mixture(config, packed, manifest)
         torch.manual_seed(config.seed)
         trainer = Trainer(
             OPT(config.model),
@@ -112,7 +112,8 @@ def _hashes(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"tokenizer": manifest["tokenizer_sha256"], "parts": parts}
 
 
-def _mixture(config: PretrainConfig, folder: Path, manifest: dict[str, Any]) -> Mixture:
+def training_mixture(config: PretrainConfig, folder: Path, manifest: dict[str, Any]) -> Mixture:
+    """The batches of a training, from packed tokens."""
     parts = config.data.parts
     return Mixture(
         [TokenSet(folder, p.name, manifest["parts"][p.name]["tokens"]) for p in parts],

@@ -22,7 +22,7 @@ from optlm.errors import ConfigError
 from optlm.model import OPT
 from optlm.train.parallel import Alone, GroupConfig, join
 from optlm.train.parallel.sharded import Sharded
-from optlm.train.pretrain import _micro_batches, _mixture, pretrain
+from optlm.train.pretrain import _micro_batches, pretrain, training_mixture
 from optlm.train.recipe import PretrainConfig
 from optlm.train.run_folder import RunFolder
 from optlm.train.words import WordCounter
@@ -160,7 +160,7 @@ def test_any_number_of_groups_reads_the_same_rows(place: Path, groups: int) -> N
     config = PretrainConfig.from_file(place / "settings.json")
     data = place / "alone" / "data"
     manifest = json.loads((data / "manifest.json").read_text())
-    mixture = _mixture(config, data, manifest)
+    mixture = training_mixture(config, data, manifest)
     words = WordCounter(Tokenizer.from_file(str(data / "tokenizer.json")))
     for step in range(4):
         whole = mixture.batch(step)

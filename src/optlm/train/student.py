@@ -333,7 +333,11 @@ class _Ends:
         return state | {"final_layer_norm.weight": weight, "final_layer_norm.bias": bias}
 
     def _read_by_head(self, matrix: Tensor) -> tuple[Tensor, State]:
-        """`matrix` (n, D) behind the last norm, and that norm, which takes over the lost bias."""
+        """`matrix` (n, D) behind the last norm, and that norm.
+
+        A head has no bias that could take over the norm's, so the student's norm gets the nearest
+        one there is.
+        """
         stream, norm = self._stream, self._final_norm()
         if stream.basis is None or not self._teacher.has_final_layer_norm:
             narrow = matrix if stream.basis is None else matrix @ stream.basis

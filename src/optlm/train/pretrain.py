@@ -165,7 +165,7 @@ def _loss(config: PretrainConfig) -> Callable[[OPT, Rows], Loss]:
 
     def loss(model: OPT, rows: Rows) -> Loss:
         targets = rows.tokens[:, 1:].reshape(-1)
-        with autocast(config.precision):
+        with autocast(config.precision, rows.tokens.device.type):
             hidden, sizes = forward(model, rows.tokens[:, :-1])
             total = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets)
         return Loss(total, len(targets), words=rows.words, activations=sizes)

@@ -45,7 +45,7 @@ class Validation:
 
     def __call__(self, model: OPT) -> dict[str, Any]:
         """``bits_per_byte`` by domain, their mean as ``score``, and ``samples``."""
-        with autocast(self._config.precision):
+        with autocast(self._config.precision, model.decoder.embed_tokens.weight.device.type):
             bits = {
                 domain: round(bits_per_byte(model, documents, size), 4)
                 for domain, (documents, size) in self._domains.items()
@@ -95,7 +95,7 @@ def sample(
     for _ in range(min(count, model.config.max_position_embeddings - len(ids))):
         output = model(new, past=past)
         logits, order = (output.logits[0, -1].float() / temperature).topk(top_k)
-        token = int(order[torch.multinomial(logits.softmax(0), 1, generator=random)])
+        token = int(order[torch.multinomial(logits.softmax(0).cpu(), 1, generator=random)])
         tokens.append(token)
         if token == model.config.eos_token_id:
             break

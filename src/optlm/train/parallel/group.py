@@ -74,7 +74,14 @@ def join(config: GroupConfig | None = None) -> Iterator[Alone]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = _store(rank, world, timedelta(seconds=config.timeout))
-    watch = Watch(PrefixStore("optlm/watch", store), rank, world, patience=config.patience)
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    watch = Watch(
+        PrefixStore("optlm/watch", store),
+        rank,
+        world,
+        keeper="torchrun" if agent else "rank 0, which keeps it,",
+        patience=config.patience,
+    )
     try:
         with _shared_errors(watch):
             dist.init_process_group(
@@ -91,7 +98,7 @@ def join(config: GroupConfig | None = None) -> Iterator[Alone]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()  # those who wait for this process are told by that
-        watch.leave(keeper=rank == 0)
+        watch.leave(keeper=rank == 0 and not agent)
         watch.close()
 
 

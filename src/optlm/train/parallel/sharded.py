@@ -147,14 +147,16 @@ class Sharded(Alone):
         return own
 
     def call(self, function: Callable[..., T], model: M, *arguments: Any) -> T:
-        result: T = self._roots[id(model)].run(function, *arguments)
+        placed = (_on_device(argument, self._device) for argument in arguments)
+        result: T = self._roots[id(model)].run(function, *placed)
         return result
 
     def judge(self, evaluate: Callable[[M], dict[str, Any]], model: M) -> dict[str, Any]:
         """Every process evaluates, since each holds a part; rank 0's figures count."""
         self._watch.doing(f"evaluating after step {self._steps}")
         root = self._roots[id(model)]
-        figures = [root.run(evaluate)]
+        with self._device:  # where tensors are made that name no device
+            figures = [root.run(evaluate)]
         root.let_go()
         dist.broadcast_object_list(figures, src=0)
         return dict(figures[0])
@@ -211,6 +213,16 @@ class Sharded(Alone):
             scale = min(1.0, highest / (total + 1e-6)) / divide_by
             torch._foreach_mul_([grad for _, grad in named], scale)
         return total, {layer: math.sqrt(square) for layer, square in by_layer.items()}
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """A tensor, or a tuple with some, on `device`; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        placed = [_on_device(each, device) for each in value]
+        return type(value)(*placed) if hasattr(value, "_fields") else tuple(placed)
+    return value
 
 
 class _Reader(RunFolder):

@@ -21,13 +21,13 @@ from torch._C._distributed_c10d import Store
 __all__ = ["Watch"]
 
 _BEAT = 1.0  # seconds
-_GONE = "the store of the processes cannot be reached: the process that keeps it is gone"
 
 
 class Watch:
     """This process's signs of life, and its view of the others'.
 
     Args:
+        keeper: who keeps the store, for messages.
         patience: seconds without a sign of life after which a process is given up and this ends.
         end: what is then done with the message; by default it is printed, with the stack, and the
             process exits with code 1. The main thread may wait in a collective for ever.
@@ -39,6 +39,7 @@ class Watch:
         rank: int,
         world: int,
         *,
+        keeper: str,
         patience: float,
         end: Callable[[str], None] | None = None,
     ) -> None:
@@ -46,6 +47,7 @@ class Watch:
         self._store: Store = store.clone()  # type: ignore[attr-defined]
         self._store.set_timeout(timedelta(seconds=5))
         self._rank, self._world, self._patience = rank, world, patience
+        self._keeper = keeper
         self._end = end or _exit
         self._doing = "starting"
         self._silent: list[int] = []  # found dead when the connection was lost
@@ -85,7 +87,7 @@ class Watch:
                 time.sleep(0.1)
             after = self._others()
         except RuntimeError:
-            return _GONE
+            return f"the store of the processes cannot be reached: {self._keeper} is gone"
         self._silent = [rank for rank in after if after[rank][0] == before[rank][0]]
         if self._silent:
             return "; ".join(f"{_dead(rank)} (last: {after[rank][1]})" for rank in self._silent)

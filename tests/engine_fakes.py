@@ -84,6 +84,7 @@ class FakeRunner:
         seq_starts: Int32,
         block_tables: Int32,
         logit_rows: Int32,
+        adapters: Int32 | None = None,
     ) -> Float32:
         self._check(tokens, positions, seq_starts, block_tables, logit_rows)
         wanted = set(logit_rows.tolist())
@@ -105,6 +106,7 @@ class FakeRunner:
         seq_starts: Int32,
         block_tables: Int32,
         logit_rows: Int32,
+        adapters: Int32 | None = None,
     ) -> Int32:
         return best_tokens(self.forward(tokens, positions, seq_starts, block_tables, logit_rows))
 
@@ -115,6 +117,7 @@ class FakeRunner:
         seq_starts: Int32,
         block_tables: Int32,
         logit_rows: Int32,
+        adapters: Int32 | None = None,
     ) -> tuple[Float32, Float32]:
         """Hidden vectors are random directions, one per token and its predecessor."""
         logits = self.forward(tokens, positions, seq_starts, block_tables, logit_rows)

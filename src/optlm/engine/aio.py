@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any, Literal
 
 from optlm.engine.generation import Generation
-from optlm.engine.llm import LLM, join_scores
+from optlm.engine.llm import LLM
 from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
 from optlm.engine.prompts import OnePrompt
+from optlm.engine.windows import join_scores
 from optlm.errors import EngineError
 
 __all__ = ["AsyncLLM"]
@@ -109,12 +110,13 @@ class AsyncLLM:
         *,
         on_overflow: Literal["error", "windows"] = "error",
         stride: int | None = None,
+        adapter: str | None = None,
     ) -> ScoreOutput:
         """Score one text; see `LLM.score`."""
         ticket = _Ticket(
             lambda jobs: [join_scores(text, jobs)] if all(job.finished for job in jobs) else []
         )
-        submit = partial(self._llm.submit_score, text, on_overflow, stride)
+        submit = partial(self._llm.submit_score, text, on_overflow, stride, adapter)
         with self._serving(ticket, submit):
             output: ScoreOutput = await ticket.receive()
             return output

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from optlm.engine.request import Request
 
-__all__ = ["BatchArrays", "Int32"]
+__all__ = ["BatchArrays", "Int32", "adapter_ids"]
 
 Int32 = NDArray[np.int32]
 
@@ -24,7 +24,9 @@ class BatchArrays:
         self._tables = np.zeros((max_sequences, max_blocks), np.int32)
         self._rows = np.zeros(max_tokens, np.int32)
 
-    def fill(self, scheduled: Sequence[Request]) -> tuple[Int32, Int32, Int32, Int32, Int32]:
+    def fill(
+        self, scheduled: Sequence[Request]
+    ) -> tuple[Int32, Int32, Int32, Int32, Int32, Int32 | None]:
         """Lay out a step as `Runner.forward` wants it; the views are valid until the next call."""
         tokens: list[int] = []
         positions: list[int] = []
@@ -53,4 +55,10 @@ class BatchArrays:
             self._starts[: len(starts)],
             self._tables[: len(scheduled)],
             self._rows[: len(rows)],
+            adapter_ids([request.adapter.id for request in scheduled]),
         )
+
+
+def adapter_ids(ids: list[int]) -> Int32 | None:
+    """Each sequence's adapter (B,); None when none has one."""
+    return np.array(ids, np.int32) if any(i >= 0 for i in ids) else None

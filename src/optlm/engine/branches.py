@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from optlm.engine.batch import adapter_ids
 from optlm.engine.runner import Runner
 from optlm.engine.scheduler import Scheduler
 
@@ -34,8 +35,11 @@ class Branch:
 class Branches:
     """The blocks of a search, from the scheduler's pool, which preempts requests to give them."""
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, max_blocks: int) -> None:
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, max_blocks: int, adapter_id: int
+    ) -> None:
         self.live: list[Branch] = []
+        self._adapter_id = adapter_id
         self._runner = runner
         self._scheduler = scheduler
         self._max_blocks = max_blocks
@@ -120,5 +124,6 @@ class Branches:
             np.array(starts, np.int32),
             tables,
             np.array(rows, np.int32),
+            adapter_ids([self._adapter_id] * len(self.live)),
         )
         return runner.forward_hidden(*arrays) if hidden else (runner.forward(*arrays), None)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optlm.config import OPTConfig
+from optlm.engine.adapters import NO_ADAPTER, LoadedAdapter
 from optlm.engine.outputs import Completion, RequestOutput, StreamOutput, TokenLogprobs
 from optlm.engine.params import SamplingParams
 from optlm.engine.request import Request
@@ -197,6 +198,7 @@ class Generation:
         config: OPTConfig,
         tokenizer: TextTokenizer | None,
         max_blocks: int,
+        adapter: LoadedAdapter = NO_ADAPTER,
         streams: bool = False,
         score_from: int | None = None,
     ) -> None:
@@ -224,6 +226,7 @@ class Generation:
         self.only_chooses = score_from is None and not self.tracks_logprobs
         self._context = config.max_position_embeddings
         self._max_blocks = max_blocks
+        self.adapter = adapter
         self.samples = [self._sample(0)]
         if params.max_tokens == 0 and self._first_row == len(prompt.token_ids) - 1:
             self.start_others()
@@ -340,6 +343,7 @@ class Generation:
             max_total=max_total,
             max_blocks=self._max_blocks,
             next_row=len(self.prompt.token_ids) - 1 if index else self._first_row,
+            adapter=self.adapter,
         )
         return Sample(self, index, request)
 

@@ -6,10 +6,12 @@ Not safe to call from two threads at a time; `optlm.engine.aio` gives one engine
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from optlm.config import OPTConfig
+from optlm.engine.adapters import Adapters
 from optlm.engine.batch import BatchArrays
 from optlm.engine.blocks import BlockPool
 from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
@@ -22,8 +24,11 @@ from optlm.engine.request import Request, admit_prompt, as_token_ids
 from optlm.engine.runner import Backend, DType, Runner, RunnerOptions
 from optlm.engine.scheduler import Scheduler
 from optlm.engine.search import Search, make_search
-from optlm.engine.windows import join_windows, plan_windows
+from optlm.engine.windows import join_scores, plan_windows
 from optlm.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from optlm.checkpoint import Checkpoint
 
 __all__ = ["LLM"]
 
@@ -82,8 +87,8 @@ class LLM:
             num_blocks=num_blocks,
             kv_cache_bytes=kv_cache_bytes,
         )
-        found, runner = load(model, options, tokenizer, adapter, force=force)
-        self._start(runner, found, prefix_cache)
+        found, runner, base = load(model, options, tokenizer, adapter, force=force)
+        self._start(runner, found, prefix_cache, base)
 
     @classmethod
     def from_runner(
@@ -94,7 +99,13 @@ class LLM:
         llm._start(runner, tokenizer, prefix_cache)
         return llm
 
-    def _start(self, runner: Runner, tokenizer: TextTokenizer | None, prefix_cache: bool) -> None:
+    def _start(
+        self,
+        runner: Runner,
+        tokenizer: TextTokenizer | None,
+        prefix_cache: bool,
+        base: Checkpoint | None = None,
+    ) -> None:
         self.config: OPTConfig = runner.config
         self.tokenizer = tokenizer
         self._runner = runner
@@ -104,6 +115,7 @@ class LLM:
         self._max_blocks = -(-context // runner.block_size)
         self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
         self._arrivals = 0
+        self._adapters = Adapters(runner, base)
         self._reset()
 
     def _reset(self) -> None:
@@ -117,6 +129,43 @@ class LLM:
             max_logit_rows=max(_LOGIT_ROWS, self._max_sequences),
             prefix_cache=self._prefix_cache,
         )
+
+    # ---- adapters ------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names that `SamplingParams.adapter` and `score` may use."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, folder: str | Path, *, force: bool = False) -> None:
+        """Load a LoRA in peft's format beside the weights, for the requests that name it.
+
+        Requests with different adapters run in one batch, each with the numbers it has alone.
+
+        Args:
+            name: 1 to 64 letters, digits, '.', '_' and '-'.
+            force: use an adapter that was made for other weights, if its shapes fit.
+
+        Raises:
+            RequestError: the name is taken or no name.
+            CheckpointError: the files are broken, or made for another base.
+            BackendError: what only merging can run: DoRA, changes outside the layers, prefixes.
+        """
+        self._adapters.load(name, folder, force=force)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            RequestError: there is none of that name, or a request that runs uses it.
+        """
+        adapter = self._adapters.find(name)
+        requests = self._scheduler.running + self._scheduler.waiting
+        in_use = [request.adapter for request in requests]
+        in_use += [search.generation.adapter for search in self._searches]
+        if adapter in in_use:
+            raise RequestError(f"adapter {name!r} is in use by requests that have not finished")
+        self._adapters.unload(name)
 
     # ---- whole jobs ----------------------------------------------------------------------------
 
@@ -178,6 +227,7 @@ class LLM:
         *,
         on_overflow: Literal["error", "windows"] = "error",
         stride: int | None = None,
+        adapter: str | None = None,
     ) -> list[ScoreOutput]:
         """Return the log-probability of every token given those before it; all texts run together.
 
@@ -186,6 +236,7 @@ class LLM:
             on_overflow: a text longer than the context is an "error", or scored in overlapping
                 "windows".
             stride: tokens that each window after the first scores; default half the context.
+            adapter: name of a loaded adapter.
 
         Raises:
             RequestError: a text that cannot be scored.
@@ -197,7 +248,7 @@ class LLM:
         try:
             for index, text in enumerate(each):
                 with naming_prompt(index, len(each)):
-                    parts.append(self.submit_score(text, on_overflow, stride))
+                    parts.append(self.submit_score(text, on_overflow, stride, adapter))
                     jobs += parts[-1]
             self._run(jobs)
         except BaseException:
@@ -223,10 +274,11 @@ class LLM:
         return self._queue(Prompt(text, tokens, cut), params, streams=stream)
 
     def submit_score(
-        self, text: OnePrompt, on_overflow: str, stride: int | None
+        self, text: OnePrompt, on_overflow: str, stride: int | None, adapter: str | None = None
     ) -> list[Generation]:
         """Queue one text, window by window; `join_scores` makes the result."""
         context = self.config.max_position_embeddings
+        only_read = replace(_ONLY_READ, adapter=adapter) if adapter is not None else _ONLY_READ
         room = context if on_overflow == "error" else None
         token_ids = as_token_ids(text, self.tokenizer, self.config, room=room)
         jobs = []  # the first is the longest: if the cache is too small, it is refused before all
@@ -238,7 +290,7 @@ class LLM:
             stride=stride,
         ):
             prompt = Prompt(None, window.token_ids, 0)
-            jobs.append(self._queue(prompt, _ONLY_READ, score_from=window.score_from))
+            jobs.append(self._queue(prompt, only_read, score_from=window.score_from))
         return jobs
 
     def abort(self, job: Generation) -> None:
@@ -310,6 +362,7 @@ class LLM:
             config=self.config,
             tokenizer=self.tokenizer,
             max_blocks=self._max_blocks,
+            adapter=self._adapters.find(params.adapter),
             streams=streams,
             score_from=score_from,
         )
@@ -351,11 +404,3 @@ class LLM:
             for search in self._searches:
                 search.generation.end("abort")
             self._reset()
-
-
-def join_scores(text: OnePrompt, windows: Sequence[Generation]) -> ScoreOutput:
-    """Make the result of the finished jobs of `LLM.submit_score`."""
-    return join_windows(
-        text if isinstance(text, str) else None,
-        [(window.prompt.token_ids, window.prompt_scores) for window in windows],
-    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optlm.assets import bundled_model
 from optlm.config import OPTConfig
 from optlm.engine.generation import TextTokenizer
 from optlm.engine.runner import Runner, RunnerOptions, make_runner
 from optlm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from optlm.checkpoint import Checkpoint
 
 __all__ = ["load"]
 
@@ -20,17 +24,21 @@ def load(
     adapter: str | Path | None,
     *,
     force: bool,
-) -> tuple[TextTokenizer | None, Runner]:
-    """See `LLM` for the arguments and errors."""
+) -> tuple[TextTokenizer | None, Runner, Checkpoint | None]:
+    """See `LLM` for the arguments and errors.
+
+    The last result is what the runner runs, as it is stored; None when an adapter changed it.
+    """
     from optlm.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(_bundled() if model is None else model)
     found = _tokenizer(tokenizer, checkpoint.folder, checkpoint.config)
     if adapter is None:
-        return found, make_runner(checkpoint, options)
+        return found, make_runner(checkpoint, options), checkpoint
     from optlm.checkpoint.adapter import open_adapter
 
-    return found, make_runner(checkpoint, options, open_adapter(adapter, checkpoint, force=force))
+    opened = open_adapter(adapter, checkpoint, force=force)
+    return found, make_runner(checkpoint, options, opened), None
 
 
 def _bundled() -> Path:

@@ -6,6 +6,7 @@ Letters: T new tokens, B sequences, M blocks a table, R logit rows, V vocabulary
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,11 @@ from optlm.checkpoint import Checkpoint
 from optlm.checkpoint.files import forget_pages
 from optlm.config import OPTConfig
 from optlm.engine.cores import available_threads
+from optlm.engine.runner import changes_inside_layers
 from optlm.errors import BackendError, CheckpointError
+
+if TYPE_CHECKING:
+    from optlm.checkpoint.adapter import Adapter
 
 __all__ = ["NativeRunner", "pack"]
 
@@ -82,27 +87,33 @@ class NativeRunner:
 
     def forward(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> Float32:  # fmt: skip
         logits = self._logits_buffer(len(logit_rows))
-        self.core.forward(tokens, positions, seq_starts, block_tables, logit_rows, logits, None)
+        self.core.forward(
+            tokens, positions, seq_starts, block_tables, logit_rows, logits, None, None, adapters
+        )
         return logits
 
     def forward_best(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> Int32:  # fmt: skip
         best = np.empty(len(logit_rows), np.int32)
-        self.core.forward(tokens, positions, seq_starts, block_tables, logit_rows, None, None, best)
+        self.core.forward(
+            tokens, positions, seq_starts, block_tables, logit_rows, None, None, best, adapters
+        )
         return best
 
     def forward_hidden(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> tuple[Float32, Float32]:  # fmt: skip
         hidden = np.empty((len(tokens), self.config.embed_dim), np.float32)
         every = np.arange(len(tokens), dtype=np.int32)
-        self.core.forward(tokens, positions, seq_starts, block_tables, every, None, hidden)
+        self.core.forward(
+            tokens, positions, seq_starts, block_tables, every, None, hidden, None, adapters
+        )
         logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
         if len(logit_rows):
             self.core.head(np.ascontiguousarray(hidden[logit_rows]), logits)
@@ -115,6 +126,16 @@ class NativeRunner:
         if rows > len(self._logits):
             self._logits = np.empty((rows, self.config.vocab_size), np.float32)
         return self._logits[:rows]
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        changes = changes_inside_layers(adapter)
+        adapter_id = self.core.add_adapter()
+        for module, (a, b) in changes.items():
+            self.core.set_adapter(adapter_id, module, a, b)
+        return adapter_id
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        self.core.remove_adapter(adapter_id)
 
     def copy_blocks(self, source: Int32, target: Int32) -> None:
         self.core.copy_blocks(source, target)

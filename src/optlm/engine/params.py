@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from optlm.engine.adapters import check_adapter_name
 from optlm.errors import RequestError, did_you_mean
 
 __all__ = ["ALL_LOGPROBS", "SamplingParams"]
@@ -72,6 +73,7 @@ class SamplingParams:
         length_penalty: beam scores are the sum of log-probabilities over length to this power.
         penalty_alpha: contrastive search (Su et al. 2022, arXiv 2202.06417) with `top_k`
             candidates; needs temperature 0.
+        adapter: name of a loaded adapter (`LLM.load_adapter`); None for the model as it is.
         on_overflow: a prompt beyond the context is an "error", or loses its oldest tokens
             ("truncate_left").
 
@@ -101,6 +103,7 @@ class SamplingParams:
     beam_width: int | None = None
     length_penalty: float = 1.0
     penalty_alpha: float | None = None
+    adapter: str | None = None
     on_overflow: Literal["error", "truncate_left"] = "error"
 
     def __new__(cls, **values: Any) -> SamplingParams:
@@ -145,6 +148,8 @@ class SamplingParams:
         object.__setattr__(self, name, value)
 
     def _check_optional(self) -> None:
+        if self.adapter is not None:
+            check_adapter_name(self.adapter)
         if self.best_of is not None:
             self._set("best_of", _whole("best_of", self.best_of, 1, _MAX_SAMPLES))
         if self.seed is not None:

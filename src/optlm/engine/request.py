@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optlm.config import OPTConfig
+from optlm.engine.adapters import NO_ADAPTER, LoadedAdapter
 from optlm.engine.blocks import block_digest
 from optlm.engine.params import SamplingParams
 from optlm.errors import ContextLengthError, RequestError
@@ -39,6 +40,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "block_table",
         "blocks",
         "digests",
@@ -62,10 +64,12 @@ class Request:
         max_total: int,
         max_blocks: int,
         next_row: int,
+        adapter: LoadedAdapter = NO_ADAPTER,
         owner: Any = None,
     ) -> None:
         self.key = key  # (arrival, sample): smaller is served first and preempted last
         self.tokens = tokens  # prompt, then output
+        self.adapter = adapter
         self.num_prompt = len(tokens)
         self.max_total = max_total  # the sequence ends at this many tokens
         self.next_row = (
@@ -86,7 +90,7 @@ class Request:
         """Return the digests of all full blocks of the tokens so far."""
         digests = self.digests
         for end in range((len(digests) + 1) * block_size, len(self.tokens) + 1, block_size):
-            before = digests[-1] if digests else b""
+            before = digests[-1] if digests else self.adapter.salt
             digests.append(block_digest(before, self.tokens[end - block_size : end]))
         return digests
 

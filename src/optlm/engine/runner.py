@@ -28,6 +28,7 @@ __all__ = [
     "Runner",
     "RunnerOptions",
     "best_tokens",
+    "changes_inside_layers",
     "make_runner",
 ]
 
@@ -63,13 +64,14 @@ class Runner(Protocol):
         seq_starts: Int32,  # (B+1,) sequence b owns tokens[seq_starts[b]:seq_starts[b+1]]
         block_tables: Int32,  # (B, M) position p lives in block_tables[b, p // block_size]
         logit_rows: Int32,  # (R,) which of the T tokens want logits, ascending; may be empty
+        adapters: Int32 | None = None,  # (B,) each sequence's adapter, -1 for none
     ) -> Float32:
         """Return the logits (R, V): writable, and valid until the next call."""
         ...
 
     def forward_best(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> Int32:  # fmt: skip
         """Return the id of each row's largest logit (R,), the lowest of equals.
 
@@ -80,9 +82,21 @@ class Runner(Protocol):
 
     def forward_hidden(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> tuple[Float32, Float32]:  # fmt: skip
         """Return the logits (R, V) and, of all T tokens, what the head multiplies (T, E)."""
+        ...
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        """Take in an adapter of this runner's base, beside those there are; return its id.
+
+        Raises:
+            BackendError: a kind of adapter that this backend cannot run unmerged.
+        """
+        ...
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Forget an adapter; its id may be given out again."""
         ...
 
     def copy_blocks(self, source: Int32, target: Int32) -> None:
@@ -174,6 +188,29 @@ def make_runner(
         max_batch_tokens=options.max_batch_tokens,
         adapter=adapter,
     )
+
+
+def changes_inside_layers(adapter: Adapter) -> dict[str, tuple[Float32, Float32]]:
+    """A (r, inputs) and B (outputs, r), the scale in it, of each matrix that an adapter changes.
+
+    Raises:
+        BackendError: it does more than add low-rank changes to matrices inside the layers.
+    """
+    wrong = None if adapter.mergeable else f"is a {adapter.settings.kind}"
+    changes = {}
+    for module, change in adapter.matrices.items():
+        if change.magnitude is not None:
+            wrong = "is a DoRA"
+        elif ".layers." not in module:
+            wrong = f"changes {module}"
+        a = np.ascontiguousarray(change.a.numpy(), np.float32)
+        changes[module] = a, np.ascontiguousarray(change.b.numpy() * np.float32(change.scale))
+    if wrong is not None:
+        raise BackendError(
+            f"{adapter.folder} {wrong}, which cannot run beside other adapters; give it as the "
+            "one adapter of the engine (LLM(model, adapter=...), --adapter), or merge it"
+        )
+    return changes
 
 
 def best_tokens(logits: Float32) -> Int32:

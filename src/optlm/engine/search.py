@@ -59,7 +59,7 @@ def make_search(generation: Generation, runner: Runner, scheduler: Scheduler) ->
         _num_blocks(generation, width, runner.block_size), f"{width} continuations"
     )
     max_blocks = len(generation.samples[0].request.block_table)
-    branches = Branches(runner, scheduler, max_blocks)
+    branches = Branches(runner, scheduler, max_blocks, generation.adapter.id)
     kind = BeamSearch if params.beam_width is not None else ContrastiveSearch
     return kind(generation, branches)
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from optlm.checkpoint import Checkpoint
 from optlm.checkpoint.adapter import Adapter
 from optlm.config import OPTConfig
-from optlm.engine.runner import best_tokens
+from optlm.engine.runner import best_tokens, changes_inside_layers
+from optlm.engine.torch_lowrank import LowRankLayers
 from optlm.engine.torch_prefix import Prefix, prefix_of
 from optlm.errors import BackendError
 from optlm.model import OPT, Layer
@@ -72,6 +73,7 @@ class TorchRunner:
         self.max_batch_tokens = max_batch_tokens
         self._device = _device(device)
         self._model = _load(checkpoint, _DTYPES[dtype], self._device)
+        self._low_rank = LowRankLayers(self._model)
         self._prefix: Prefix | None = None
         self._text_start = 0
         if adapter is not None:
@@ -90,24 +92,30 @@ class TorchRunner:
 
     def forward(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> Float32:  # fmt: skip
-        hidden = self._hidden(tokens, positions, seq_starts, block_tables)
+        hidden = self._hidden(tokens, positions, seq_starts, block_tables, adapters)
         return self._logits(hidden, logit_rows)
 
     def forward_best(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> Int32:  # fmt: skip
-        logits = self.forward(tokens, positions, seq_starts, block_tables, logit_rows)
+        logits = self.forward(tokens, positions, seq_starts, block_tables, logit_rows, adapters)
         return best_tokens(logits)
 
     def forward_hidden(
         self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
-        logit_rows: Int32,
+        logit_rows: Int32, adapters: Int32 | None = None,
     ) -> tuple[Float32, Float32]:  # fmt: skip
-        hidden = self._hidden(tokens, positions, seq_starts, block_tables)
+        hidden = self._hidden(tokens, positions, seq_starts, block_tables, adapters)
         return self._logits(hidden, logit_rows), hidden.float().cpu().numpy()
+
+    def load_adapter(self, adapter: Adapter) -> int:
+        return self._low_rank.add(changes_inside_layers(adapter))
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        self._low_rank.remove(adapter_id)
 
     @torch.inference_mode()
     def copy_blocks(self, source: Int32, target: Int32) -> None:
@@ -117,22 +125,19 @@ class TorchRunner:
 
     @torch.inference_mode()
     def _hidden(
-        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32
-    ) -> Tensor:
+        self, tokens: Int32, positions: Int32, seq_starts: Int32, block_tables: Int32,
+        adapters: Int32 | None,
+    ) -> Tensor:  # fmt: skip
         """What the head multiplies, for all tokens: (T, E)."""
-        lengths = np.diff(seq_starts)
-        single = np.flatnonzero(lengths == 1)
-        groups = [[int(b)] for b in np.flatnonzero(lengths > 1)]
-        if len(single):
-            groups.append(single.tolist())
         hidden: Tensor | None = None
-        for group in groups:
+        for adapter_id, group in _groups(np.diff(seq_starts), adapters):
             rows = np.concatenate([np.arange(seq_starts[b], seq_starts[b + 1]) for b in group])
-            states = self._group(
-                tokens[rows].reshape(len(group), -1),
-                positions[rows].reshape(len(group), -1),
-                block_tables[group],
-            ).flatten(0, 1)
+            with self._low_rank.using(adapter_id):
+                states = self._group(
+                    tokens[rows].reshape(len(group), -1),
+                    positions[rows].reshape(len(group), -1),
+                    block_tables[group],
+                ).flatten(0, 1)
             if hidden is None:
                 hidden = states.new_empty(len(tokens), states.shape[1])
             hidden[self._indices(rows)] = states
@@ -190,6 +195,16 @@ class TorchRunner:
 
     def _indices(self, array: NDArray[np.int32] | NDArray[np.intp]) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self._device)
+
+
+def _groups(lengths: Int32, adapters: Int32 | None) -> list[tuple[int, list[int]]]:
+    """Sequences that run together, with their adapter: decoding ones; a chunk of a prompt alone."""
+    ids = np.full(len(lengths), -1) if adapters is None else adapters
+    groups = [(int(ids[b]), [int(b)]) for b in np.flatnonzero(lengths > 1)]
+    for adapter_id in np.unique(ids):
+        single = np.flatnonzero((lengths == 1) & (ids == adapter_id)).tolist()
+        groups += [(int(adapter_id), single)] if single else []
+    return groups
 
 
 def _heads_first(cached: Tensor, batch: int) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from optlm.engine.generation import Generation
 from optlm.engine.outputs import ScoreOutput
+from optlm.engine.prompts import OnePrompt
 from optlm.errors import ContextLengthError, RequestError
 
-__all__ = ["Window", "join_windows", "plan_windows"]
+__all__ = ["Window", "join_scores", "plan_windows"]
 
 
 class Window(NamedTuple):
@@ -59,12 +61,15 @@ def _windows(token_ids: list[int], context: int, start: list[int], stride: int) 
         done = end
 
 
-def join_windows(text: str | None, windows: Sequence[tuple[list[int], list[float]]]) -> ScoreOutput:
-    """Put the windows of one text together, given each one's tokens and new log-probabilities."""
-    (first, scores), *others = windows
-    token_ids = list(first)
-    logprobs: list[float | None] = [None, *scores]
-    for window, new in others:
-        token_ids += window[len(window) - len(new) :]
+def join_scores(text: OnePrompt, windows: Sequence[Generation]) -> ScoreOutput:
+    """Make one result of the finished jobs of `LLM.submit_score`."""
+    token_ids: list[int] = []
+    logprobs: list[float | None] = [None]
+    for window in windows:
+        new = window.prompt_scores
+        ids = window.prompt.token_ids
+        token_ids += ids[len(ids) - len(new) :] if token_ids else ids
         logprobs += new
-    return ScoreOutput(text=text, token_ids=token_ids, logprobs=logprobs)
+    return ScoreOutput(
+        text=text if isinstance(text, str) else None, token_ids=token_ids, logprobs=logprobs
+    )

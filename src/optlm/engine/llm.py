@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from optlm.config import OPTConfig
 from optlm.engine.adapters import Adapters
@@ -26,9 +26,6 @@ from optlm.engine.scheduler import Scheduler
 from optlm.engine.search import Search, make_search
 from optlm.engine.windows import join_scores, plan_windows
 from optlm.errors import EngineError, RequestError
-
-if TYPE_CHECKING:
-    from optlm.checkpoint import Checkpoint
 
 __all__ = ["LLM"]
 
@@ -88,7 +85,8 @@ class LLM:
             kv_cache_bytes=kv_cache_bytes,
         )
         found, runner, base = load(model, options, tokenizer, adapter, force=force)
-        self._start(runner, found, prefix_cache, base)
+        self._start(runner, found, prefix_cache)
+        self._adapters = Adapters(runner, base)
 
     @classmethod
     def from_runner(
@@ -99,13 +97,7 @@ class LLM:
         llm._start(runner, tokenizer, prefix_cache)
         return llm
 
-    def _start(
-        self,
-        runner: Runner,
-        tokenizer: TextTokenizer | None,
-        prefix_cache: bool,
-        base: Checkpoint | None = None,
-    ) -> None:
+    def _start(self, runner: Runner, tokenizer: TextTokenizer | None, prefix_cache: bool) -> None:
         self.config: OPTConfig = runner.config
         self.tokenizer = tokenizer
         self._runner = runner
@@ -115,7 +107,7 @@ class LLM:
         self._max_blocks = -(-context // runner.block_size)
         self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
         self._arrivals = 0
-        self._adapters = Adapters(runner, base)
+        self._adapters = Adapters(runner, None)
         self._reset()
 
     def _reset(self) -> None:
@@ -160,10 +152,7 @@ class LLM:
             RequestError: there is none of that name, or a request that runs uses it.
         """
         adapter = self._adapters.find(name)
-        requests = self._scheduler.running + self._scheduler.waiting
-        in_use = [request.adapter for request in requests]
-        in_use += [search.generation.adapter for search in self._searches]
-        if adapter in in_use:
+        if any(job.adapter is adapter for job in self._jobs()):
             raise RequestError(f"adapter {name!r} is in use by requests that have not finished")
         self._adapters.unload(name)
 
@@ -376,6 +365,11 @@ class LLM:
             self._scheduler.add(job.samples[0].request)
         return job
 
+    def _jobs(self) -> list[Generation]:
+        """All that is not finished; one with several samples may stand there several times."""
+        requests = self._scheduler.running + self._scheduler.waiting
+        return [s.generation for s in self._searches] + [r.owner.generation for r in requests]
+
     def _run(self, jobs: Sequence[Generation]) -> None:
         for job in jobs:
             while not job.finished:
@@ -390,17 +384,12 @@ class LLM:
 
     def _abandon(self, arrivals: range) -> None:
         """Abort jobs by arrival, after an exception that may have struck anywhere."""
-        scheduler = self._scheduler
         try:
-            jobs = [search.generation for search in self._searches]
-            jobs += [r.owner.generation for r in scheduler.running + scheduler.waiting]
-            for job in jobs:
+            for job in self._jobs():
                 if job.arrival in arrivals:
                     self.abort(job)
             self.check_integrity()
         except Exception:  # the exception left the bookkeeping torn: all that runs is lost
-            for request in self._scheduler.running + self._scheduler.waiting:
-                request.owner.generation.end("abort")
-            for search in self._searches:
-                search.generation.end("abort")
+            for job in self._jobs():
+                job.end("abort")
             self._reset()

@@ -369,7 +369,7 @@ def test_backends_and_options_are_checked() -> None:
 
 
 def test_an_absent_bundled_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("optlm.engine.llm.bundled_model", lambda: tmp_path / "mini")
+    monkeypatch.setattr("optlm.engine.load.bundled_model", lambda: tmp_path / "mini")
     with pytest.raises(CheckpointError, match="bundled model is not there"):
         LLM()
 

@@ -40,7 +40,6 @@ METHOD = (
     "optimizer state of the last checkpoint, and the log without its times."
 )
 EVERY = 3  # steps
-LONGEST = 2.0  # seconds before a kill at a random moment
 _WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "house", "red"]
 
 
@@ -90,14 +89,14 @@ def half_written(run: Path) -> bool:
     return False
 
 
-def kill_once(config: PretrainConfig, run: Path, draw: random.Random) -> str:
+def kill_once(config: PretrainConfig, run: Path, draw: random.Random, longest: float) -> str:
     """Start, kill; "saving" or "training" by what the process was doing, "finished" if too late.
 
     Raises:
         RuntimeError: the process ended by itself with an error: a resume that failed.
     """
     aimed = draw.random() < 0.5
-    deadline = time.monotonic() + (10.0 if aimed else draw.uniform(0.0, LONGEST))
+    deadline = time.monotonic() + (10.0 if aimed else draw.uniform(0.0, longest))
     patience = draw.randrange(1, 12)  # half-written files to let pass
     child, seen = start(config, run), False
     while time.monotonic() < deadline:
@@ -137,7 +136,7 @@ def told(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k not in timed} for event in events]
 
 
-def trial(folder: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
+def trial(folder: Path, kills: int, steps: int, seed: int, longest: float) -> dict[str, Any]:
     """Run both; one row of the table.
 
     Raises:
@@ -149,7 +148,7 @@ def trial(folder: Path, kills: int, steps: int, seed: int) -> dict[str, Any]:
     counts = {"training": 0, "saving": 0}
     saved = 0
     while sum(counts.values()) < kills:
-        doing = kill_once(config, killed, draw)
+        doing = kill_once(config, killed, draw, longest)
         if doing == "finished":
             raise RuntimeError(f"the run finished after {sum(counts.values())} kills: more steps")
         counts[doing] += 1
@@ -176,10 +175,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--longest", type=float, default=2.0, help="seconds to a random kill")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        row = trial(Path(folder), wanted.kills, wanted.steps, wanted.seed)
-    numbers = {"kills": wanted.kills, "steps": wanted.steps, "every": EVERY, "longest": LONGEST}
+        row = trial(Path(folder), wanted.kills, wanted.steps, wanted.seed, wanted.longest)
+    numbers = {
+        "kills": wanted.kills,
+        "steps": wanted.steps,
+        "every": EVERY,
+        "longest": wanted.longest,
+    }
     report.Report(
         name="kills",
         title="A training run, killed again and again",

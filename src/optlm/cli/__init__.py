@@ -38,6 +38,7 @@ COMMANDS = {
     "finetune": "adapt a model to your own text",
     "teacher-cache": "write a teacher's predictions to disk, for distil",
     "distil": "train a small model to predict as a large one does",
+    "merge": "merge an adapter into its base",
     "bench": "measure how fast a model runs here",
 }
 

@@ -37,7 +37,7 @@ from optlm.train.packing import PackedBatches, Rows, make_rows
 from optlm.train.run_folder import RunFolder, TrainingError, claim
 from optlm.train.state import load_trained_state
 
-__all__ = ["FinetuneConfig", "FinetuneResult", "finetune"]
+__all__ = ["FinetuneConfig", "FinetuneResult", "finetune", "stored_dtype"]
 
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "prefix": 2e-3, "prompt": 5e-3}
 _HELD_OUT_LIMIT = 64  # examples held out when no file is given
@@ -319,7 +319,7 @@ class _Job:
                 folder,
                 self.checkpoint.config,
                 {name: weight.numpy() for name, weight in adapted.base.state_dict().items()},
-                dtype=_stored_dtype(self.checkpoint),
+                dtype=stored_dtype(self.checkpoint),
                 tokenizer_from=self.checkpoint.folder,
             )
         except OSError as error:
@@ -348,7 +348,7 @@ def _mean_loss(adapted: Adapted, batches: Sequence[Rows]) -> float:
     return math.fsum(float(loss.total) for loss in losses) / max(1, sum(n.count for n in losses))
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> str:
+def stored_dtype(checkpoint: Checkpoint) -> str:
     """The one format of the base's weights, or float32."""
     stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
     names = {dtype: name for name, dtype in SAVED_DTYPES.items()}

@@ -24,9 +24,9 @@ config = FinetuneConfig(
     adapter=AdapterConfig(rank=4, target_modules=("all-linear",)),
     max_steps=6,
     learning_rate=0.005,
-    seq_len=32,
-    batch_tokens=64,
-    micro_batch_tokens=64,
+    seq_len=48,
+    batch_tokens=96,
+    micro_batch_tokens=96,
 )
 result = finetune(model, data, folder / "adapter", config, valid=data)
 print(f"loss {result.base_loss:.2f} -> {result.best_loss:.2f}, forgot {result.kl_to_base:.3f} nats")

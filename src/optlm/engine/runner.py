@@ -122,9 +122,13 @@ class RunnerOptions:
                 raise RequestError(
                     f"{name} is {getattr(self, name)!r:.80}; it must be one of {', '.join(allowed)}"
                 )
-        for name, high in (("threads", max(64, os.cpu_count() or 1)), ("max_batch_tokens", 2**20),
-        ("num_blocks", 2**30),
-                           ("kv_cache_bytes", 2**50)):  # fmt: skip
+        limits = {
+            "threads": max(64, os.cpu_count() or 1),
+            "max_batch_tokens": 2**20,
+            "num_blocks": 2**30,
+            "kv_cache_bytes": 2**50,
+        }
+        for name, high in limits.items():
             value = getattr(self, name)
             if value is None:
                 continue

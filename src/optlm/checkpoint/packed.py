@@ -25,6 +25,8 @@ PACKED_NAME = "weights.optlm"
 _FORMAT = "optlm-packed"
 _VERSION = 1  # raised whenever csrc lays weights out differently
 _PAGE = 4096
+_DTYPES = ("f32", "f16", "bf16", "int8")
+_POSITIONS_DTYPES = ("F32", "F16", "BF16")
 _KEYS = {"format", "version", "dtype", "positions_dtype", "bytes", "sha256", "config"}
 
 
@@ -123,6 +125,9 @@ def read_packed(path: Path, config: OPTConfig) -> PackedWeights:
             f"is of packed version {header['version']!r}, this optlm reads {_VERSION}; "
             "convert again",
         )
+    if header["dtype"] not in _DTYPES or header["positions_dtype"] not in _POSITIONS_DTYPES:
+        kinds = f"{header['dtype']!r:.40} and {header['positions_dtype']!r:.40}"
+        raise fault_error("packed-header", path, f"names formats that do not exist: {kinds}")
     if header["config"] != dataclasses.asdict(config):
         raise fault_error("packed-config", path, "was made for another config.json; convert again")
     if header["bytes"] != mapped.size - _PAGE:

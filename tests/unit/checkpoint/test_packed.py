@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optlm.checkpoint import open_checkpoint
+from optlm.checkpoint import diagnose, exit_code, open_checkpoint
 from optlm.errors import BackendError, CheckpointError
 from variants import VARIANTS, make_state, write_checkpoint
 
@@ -88,6 +88,9 @@ def damage(path: Path, **changes: object) -> None:
         ({"format": "other"}, "does not begin with"),
         ({"extra": 1}, "does not begin with"),
         ({"bytes": 5}, "claims 5 bytes"),
+        ({"dtype": "int9"}, "formats that do not exist"),
+        ({"dtype": ["f32"]}, "formats that do not exist"),
+        ({"positions_dtype": "f32"}, "formats that do not exist"),
         ({"config": {}}, "another config.json"),
     ],
 )
@@ -103,12 +106,24 @@ def test_a_header_that_lies_about_the_format(packed: Path) -> None:
         runner(packed, "f32")
 
 
-@pytest.mark.parametrize("keep", [0, 100, PAGE, -1])
-def test_truncated_files_are_named(packed: Path, keep: int) -> None:
+def test_truncated_files_are_named(packed: Path) -> None:
     path = packed / "weights.optlm"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="bytes"):
-        open_checkpoint(packed)
+    raw = path.read_bytes()
+    for keep in [100, PAGE, len(raw) - 1, *(len(raw) * part // 64 for part in range(64))]:
+        path.write_bytes(raw[:keep])
+        with pytest.raises(CheckpointError, match="bytes"):
+            open_checkpoint(packed)
+        assert [fault.code for fault in diagnose(packed)] == ["truncated"]
+
+
+def test_a_flipped_bit_anywhere_in_the_header_is_found(packed: Path) -> None:
+    path = packed / "weights.optlm"
+    raw = path.read_bytes()
+    for place in range(len(raw[:PAGE].rstrip())):
+        broken = bytearray(raw)
+        broken[place] ^= 1 << place % 8
+        path.write_bytes(broken)
+        assert exit_code(diagnose(packed)) == 2, (place, bytes(broken[:PAGE]).rstrip())
 
 
 def test_a_changed_byte_is_found_by_the_hash(packed: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,23 @@ def no_tokenizer(folder: Path) -> None:
 @breaks("tokenizer-json")
 def tokenizer_garbage(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(b"\xff\xfe")
+
+
+def _fifos() -> None:
+    def one(name: str) -> None:
+        def function(folder: Path) -> None:
+            (folder / name).unlink(missing_ok=True)
+            os.mkfifo(folder / name)
+
+        BREAKS.append(("tokenizer-json", f"fifo-{name}", function))
+
+    one("tokenizer.json")
+    one("tokenizer_config.json")
+    one("special_tokens_map.json")
+    one("added_tokens.json")
+
+
+_fifos()
 
 
 @breaks("tokenizer-size")

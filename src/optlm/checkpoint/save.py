@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optlm.checkpoint.faults import error_of, fault_error
+from optlm.checkpoint.files import present, read_small
 from optlm.checkpoint.names import Named, fit
 from optlm.checkpoint.staging import current_umask, staged_folder, sync_folder
 from optlm.checkpoint.tensor import Array, Tensor, is_finite, storage_dtype
@@ -32,6 +32,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "generation_config.json",
 )
+_TOKENIZER_LIMIT = 2**28  # bytes of one tokenizer file; OPT's largest has 2 MB
 _ALIGNMENT = 64  # bytes; a mapped file then starts its data on a cache line
 
 
@@ -168,7 +169,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files that are there; what is there and is no file is an error."""
     for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            with (source / name).open("rb") as original, atomic_file(folder / name) as copy:
-                shutil.copyfileobj(original, copy)
+        if present(source / name):
+            content = read_small(source / name, _TOKENIZER_LIMIT)
+            with atomic_file(folder / name) as copy:
+                copy.write(content)

@@ -35,6 +35,8 @@ def examine_tokenizer(folder: Path, config: OPTConfig | None) -> list[Fault]:
     vocabulary = _read_vocabulary(folder, faults)
     if vocabulary is None:
         return faults
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        _read(folder / name, faults, missing_ok=True)
     faults += _id_faults(vocabulary)
     faults += _merge_faults(vocabulary)
     if config is not None and not any(fault.code == "tokenizer-id" for fault in faults):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +38,11 @@ _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 def load_backend(folder: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """Load the tokenizer of `folder`; `settings` name the tokens beside a plain vocabulary."""
-    if (folder / "tokenizer.json").exists():
+    if os.path.lexists(folder / "tokenizer.json"):
         return load_tokenizer_json(folder / "tokenizer.json")
     for vocab, merges in _PAIRS:
-        if (folder / vocab).exists():
-            if not (folder / merges).exists():
+        if os.path.lexists(folder / vocab):
+            if not os.path.lexists(folder / merges):
                 raise TokenizerError(f"{folder} has {vocab} but no {merges}; both are needed")
             return _load_pair(folder / vocab, folder / merges, settings)
     raise TokenizerError(
@@ -139,7 +141,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             settings |= {k: v for k, v in _read_json(folder / name).items() if v is not None}
     for role in _ROLES:
         if isinstance(settings.get(role), dict):
@@ -168,7 +170,7 @@ def _framing_tokens(folder: Path, settings: dict[str, Any]) -> set[str]:
 
 def _added_tokens(folder: Path, described: Any) -> dict[str, dict[str, Any]]:
     added: dict[str, dict[str, Any]] = {}
-    if (folder / "added_tokens.json").exists():
+    if os.path.lexists(folder / "added_tokens.json"):
         for name, token_id in _read_json(folder / "added_tokens.json").items():
             added[name] = {"content": name, "id": token_id, "normalized": True}
     try:
@@ -245,9 +247,15 @@ def _as_tokenizer_error(error: BaseException, path: Path) -> BaseException:
 
 def _read_text(path: Path) -> str:
     try:
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise TokenizerError(f"{path} has {size} bytes; the limit is {MAX_FILE_BYTES}")
-        return path.read_text(encoding="utf-8")
+        # O_NONBLOCK: opening a FIFO that nobody writes to must not wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise TokenizerError(f"{path} is a FIFO or device, not a regular file")
+            raw = file.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            raise TokenizerError(f"{path} is too large; the limit is {MAX_FILE_BYTES} bytes")
+        return raw.decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
 

@@ -152,6 +152,17 @@ def test_no_tokenizer_of_two_models(tmp_path: Path) -> None:
     assert diagnose(target) == []
 
 
+def test_a_tokenizer_that_is_no_file_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    config = VARIANTS["base"]
+    source = write_checkpoint(tmp_path / "source", config, make_state(config))
+    tensors = open_checkpoint(source).tensors
+    (source / "tokenizer.json").unlink()
+    os.mkfifo(source / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="not-a-file"):
+        save_checkpoint(tmp_path / "target", config, tensors, tokenizer_from=source)
+    assert not (tmp_path / "target").exists()
+
+
 def test_a_half_moved_folder_is_refused(tmp_path: Path) -> None:
     config = VARIANTS["base"]
     folder = write_checkpoint(tmp_path / "m", config, make_state(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,25 @@ def test_oversized_file_is_refused_unread(
 ) -> None:
     monkeypatch.setattr("optlm.tokenizer.files.MAX_FILE_BYTES", 100)
     with pytest.raises(TokenizerError, match="the limit is 100"):
+        Tokenizer.from_folder(json_folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"],
+)
+def test_files_that_are_none_are_not_waited_for(json_folder: Path, name: str) -> None:
+    (json_folder / name).unlink(missing_ok=True)
+    os.mkfifo(json_folder / name)
+    with pytest.raises(TokenizerError, match="not a regular file"):
+        Tokenizer.from_folder(json_folder)
+    (json_folder / name).unlink()
+    (json_folder / name).symlink_to("/dev/zero")
+    with pytest.raises(TokenizerError, match="not a regular file"):
+        Tokenizer.from_folder(json_folder)
+    (json_folder / name).unlink()
+    (json_folder / name).symlink_to("nowhere")
+    with pytest.raises(TokenizerError, match="cannot read"):
         Tokenizer.from_folder(json_folder)
 
 

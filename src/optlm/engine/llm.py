@@ -1,6 +1,6 @@
 """`LLM`: what users hold. Texts in, texts or log-probabilities out, one `step` after another.
 
-Not safe to call from two threads at a time; `optlm.engine.aio` gives one engine to many callers.
+Calls from several threads wait for each other; `optlm.engine.aio` runs many callers together.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Literal
 
 from optlm.config import OPTConfig
@@ -16,6 +17,7 @@ from optlm.engine.batch import BatchArrays
 from optlm.engine.blocks import BlockPool
 from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
 from optlm.engine.load import load
+from optlm.engine.locking import locked
 from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
 from optlm.engine.postprocess import accept_best, accept_logits
@@ -108,6 +110,7 @@ class LLM:
         self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
         self._arrivals = 0
         self._adapters = Adapters(runner, None)
+        self.lock = RLock()
         self._reset()
 
     def _reset(self) -> None:
@@ -158,6 +161,7 @@ class LLM:
 
     # ---- whole jobs ----------------------------------------------------------------------------
 
+    @locked
     def generate(
         self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
@@ -201,7 +205,9 @@ class LLM:
         try:
             while True:
                 finished = job.finished  # other calls may step the engine between two items
-                yield from job.take()
+                with self.lock:
+                    pieces = list(job.take())
+                yield from pieces
                 job.check()
                 if finished:
                     return
@@ -210,6 +216,7 @@ class LLM:
             if not job.finished:
                 self._abandon(range(job.arrival, job.arrival + 1))
 
+    @locked
     def score(
         self,
         texts: Prompts,
@@ -247,6 +254,7 @@ class LLM:
 
     # ---- one step ------------------------------------------------------------------------------
 
+    @locked
     def submit(
         self, prompt: OnePrompt, params: SamplingParams, *, stream: bool = False
     ) -> Generation:
@@ -262,6 +270,7 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         return self._queue(Prompt(text, tokens, cut), params, streams=stream)
 
+    @locked
     def submit_score(
         self, text: OnePrompt, on_overflow: str, stride: int | None, adapter: str | None = None
     ) -> list[Generation]:
@@ -282,6 +291,7 @@ class LLM:
             jobs.append(self._queue(prompt, only_read, score_from=window.score_from))
         return jobs
 
+    @locked
     def abort(self, job: Generation) -> None:
         """Stop a job and free its blocks; what it has stays, finish_reason is "abort"."""
         for sample in job.samples:
@@ -294,6 +304,7 @@ class LLM:
     def has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting or self._searches)
 
+    @locked
     def step(self) -> None:
         """Schedule, run, sample, postprocess: one forward pass for requests, one for a search."""
         if self._searches:
@@ -382,6 +393,7 @@ class LLM:
         elif not job.finished:
             raise EngineError("the request was lost when another was interrupted")
 
+    @locked
     def _abandon(self, arrivals: range) -> None:
         """Abort jobs by arrival, after an exception that may have struck anywhere."""
         try:

@@ -79,7 +79,12 @@ class NativeRunner:
                 positions_dtype=_positions_dtype(checkpoint),
                 packed=None if packed is None else packed.data,
             )
-        except (ValueError, MemoryError, RuntimeError) as error:
+        except MemoryError as error:
+            raise BackendError(
+                f"not enough memory for the {dtype} weights and {num_blocks} blocks of KV cache; "
+                "choose a smaller dtype, num_blocks or kv_cache_bytes"
+            ) from error
+        except (ValueError, RuntimeError) as error:
             raise BackendError(f"the native backend cannot start: {error}") from error
         if packed is None:
             _load_weights(self.core, checkpoint)

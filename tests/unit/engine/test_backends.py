@@ -13,6 +13,7 @@ from optlm.checkpoint import open_checkpoint
 from optlm.engine.llm import LLM
 from optlm.engine.params import SamplingParams
 from optlm.engine.runner import Runner, RunnerOptions, make_runner
+from optlm.errors import BackendError
 from optlm.model import OPT
 from variants import VARIANTS, make_state, write_checkpoint
 
@@ -166,3 +167,16 @@ def test_native_outputs_are_the_same_bit_for_bit_in_any_company(folder: Path, dt
             for one, other in zip(output.logprobs, wanted.logprobs, strict=True):
                 assert one.top_logprobs.tobytes() == other.top_logprobs.tobytes()
     assert crowded._scheduler.num_preemptions > 0
+
+
+def test_a_cache_beyond_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = pytest.importorskip("optlm.engine.native_runner")
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(native, "_new_model", full)
+    config = VARIANTS["base"]
+    write_checkpoint(tmp_path, config, make_state(config))
+    with pytest.raises(BackendError, match="not enough memory for the f32 weights and 99 blocks"):
+        LLM(tmp_path, backend="native", num_blocks=99)

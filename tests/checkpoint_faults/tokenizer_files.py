@@ -137,6 +137,7 @@ def _special_breaks() -> None:
     one("eos-disagrees", eos_token={"content": "<unk>"})
     one("pad-disagrees", pad_token="</s>")
     one("special-token-unknown", bos_token="<|endoftext|>")
+    one("special-token-unknown", eos_token=5)
 
 
 _special_breaks()

@@ -200,7 +200,10 @@ def _special_faults(
     for name in _SPECIAL:
         expected = getattr(config, name + "_id")
         token = _token_text(settings.get(name))
-        if expected not in used:
+        if settings.get(name) is not None and token is None:
+            message = f"tokenizer_config.json gives {settings[name]!r:.40}, which is no token"
+            found.append(_fault("special-token-unknown", name, message))
+        elif expected not in used:
             message = f"the model's {name}_id {expected} is no token of the tokenizer"
             found.append(_fault("special-token-missing", name, message))
         elif token is not None and token not in ids:

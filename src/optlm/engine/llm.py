@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import RLock
 from typing import Literal
 
 from optlm.config import OPTConfig
@@ -17,7 +16,7 @@ from optlm.engine.batch import BatchArrays
 from optlm.engine.blocks import BlockPool
 from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
 from optlm.engine.load import load
-from optlm.engine.locking import locked
+from optlm.engine.locking import new_lock, one_at_a_time
 from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
 from optlm.engine.postprocess import accept_best, accept_logits
@@ -36,6 +35,7 @@ _MAX_SEQUENCES = 256
 _LOGIT_ROWS = 256  # rows of V logits in memory at a time
 
 
+@one_at_a_time("generate", "score", "submit", "submit_score", "abort", "step", "_abandon")
 class LLM:
     """A model ready to generate and score.
 
@@ -110,7 +110,7 @@ class LLM:
         self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
         self._arrivals = 0
         self._adapters = Adapters(runner, None)
-        self.lock = RLock()
+        self.lock = new_lock()
         self._reset()
 
     def _reset(self) -> None:
@@ -161,7 +161,6 @@ class LLM:
 
     # ---- whole jobs ----------------------------------------------------------------------------
 
-    @locked
     def generate(
         self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[RequestOutput]:
@@ -216,7 +215,6 @@ class LLM:
             if not job.finished:
                 self._abandon(range(job.arrival, job.arrival + 1))
 
-    @locked
     def score(
         self,
         texts: Prompts,
@@ -254,7 +252,6 @@ class LLM:
 
     # ---- one step ------------------------------------------------------------------------------
 
-    @locked
     def submit(
         self, prompt: OnePrompt, params: SamplingParams, *, stream: bool = False
     ) -> Generation:
@@ -270,7 +267,6 @@ class LLM:
         text = prompt if isinstance(prompt, str) else None
         return self._queue(Prompt(text, tokens, cut), params, streams=stream)
 
-    @locked
     def submit_score(
         self, text: OnePrompt, on_overflow: str, stride: int | None, adapter: str | None = None
     ) -> list[Generation]:
@@ -291,7 +287,6 @@ class LLM:
             jobs.append(self._queue(prompt, only_read, score_from=window.score_from))
         return jobs
 
-    @locked
     def abort(self, job: Generation) -> None:
         """Stop a job and free its blocks; what it has stays, finish_reason is "abort"."""
         for sample in job.samples:
@@ -304,7 +299,6 @@ class LLM:
     def has_work(self) -> bool:
         return bool(self._scheduler.running or self._scheduler.waiting or self._searches)
 
-    @locked
     def step(self) -> None:
         """Schedule, run, sample, postprocess: one forward pass for requests, one for a search."""
         if self._searches:
@@ -393,7 +387,6 @@ class LLM:
         elif not job.finished:
             raise EngineError("the request was lost when another was interrupted")
 
-    @locked
     def _abandon(self, arrivals: range) -> None:
         """Abort jobs by arrival, after an exception that may have struck anywhere."""
         try:

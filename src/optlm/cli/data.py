@@ -28,7 +28,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def _add(actions: Any, name: str, told: str, add: Callable[[ArgumentParser], None]) -> None:
-    add(actions.add_parser(name, help=told, description=told, allow_abbrev=False))
+    parser = actions.add_parser(
+        name, prog=f"optlm data {name}", help=told, description=told, allow_abbrev=False
+    )
+    add(parser)
 
 
 def run(options: Namespace) -> int | None:

@@ -153,9 +153,9 @@ def _show(report: dict[str, Any]) -> None:
         print(f"{report['broken']:,} broken lines left out: {'; '.join(report['broken_examples'])}")
     for reason, count in report["lines_dropped"].items():
         print(f"{count:,} lines dropped: {reason}")
-    print(f"\n{'rule':<32}{'limit':<28}{'dropped':>9}")
+    print(f"\n{'rule':<34}{'limit':<28}{'dropped':>9}")
     for rule in report["rules"]:
-        print(f"{rule['name']:<32}{rule['limit']:<28}{rule['dropped']:>9,}")
+        print(f"{rule['name']:<34}{rule['limit']:<28}{rule['dropped']:>9,}")
     _show_examples(report["rules"])
     for file in report["held_out"]:
         print(

@@ -11,14 +11,14 @@ the model would never stop.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from optlm.errors import ConfigError, RequestError
 from optlm.tokenizer import Tokenizer
 
-__all__ = ["ON_LONG", "DataReport", "Example", "ExamplesError", "read_examples"]
+__all__ = ["ON_LONG", "DataReport", "Example", "ExamplesError", "read_examples", "whole_example"]
 
 ON_LONG = ("error", "truncate_prompt")
 _SHOWN = 5
@@ -99,13 +99,14 @@ def read_examples(
     report = DataReport()
     examples: list[Example] = []
     for place, record in _records(path, report):
+        whole = whole_example(record, tokenizer, place)
         if "text" in record:
-            pieces = _split(_encode(tokenizer, record["text"], place), tokenizer.eos_id, length)
+            pieces = _split(whole, length)
             report.texts += 1
             report.pieces += len(pieces)
             examples += pieces
         else:
-            examples.append(_pair(record, tokenizer, length, on_long, place, report))
+            examples.append(_fitted(whole, tokenizer, length, on_long, place, report))
             report.pairs += 1
     if not examples:
         raise ExamplesError(
@@ -181,23 +182,34 @@ def _encode(tokenizer: Tokenizer, text: str, place: str, *, more: bool = False) 
     return tokenizer.encode(text, parse_special=False)
 
 
-def _split(tokens: list[int], end: int, length: int) -> list[Example]:
-    tokens = [*tokens, end]
-    starts = range(0, len(tokens) - 1, length)
-    return [Example(tokens[start : start + length + 1]) for start in starts]
+def whole_example(record: Mapping[str, str], tokenizer: Tokenizer, place: str) -> Example:
+    """A text, or a prompt with its response, as it is before anything is cut to a length.
+
+    Raises:
+        ExamplesError: a text that is too long for the tokenizer; `place` is named.
+    """
+    if "text" in record:
+        return Example([*_encode(tokenizer, record["text"], place), tokenizer.eos_id])
+    prompt = _encode(tokenizer, record["prompt"], place) or [tokenizer.bos_id]
+    response = [*_encode(tokenizer, record["response"], place, more=True), tokenizer.eos_id]
+    return Example(prompt + response, first=len(prompt))
 
 
-def _pair(
-    record: dict[str, str],
+def _split(whole: Example, length: int) -> list[Example]:
+    starts = range(0, whole.length, length)
+    return [Example(whole.tokens[start : start + length + 1]) for start in starts]
+
+
+def _fitted(
+    whole: Example,
     tokenizer: Tokenizer,
     length: int,
     on_long: str,
     place: str,
     report: DataReport,
 ) -> Example:
-    prompt = _encode(tokenizer, record["prompt"], place) or [tokenizer.bos_id]
-    response = [*_encode(tokenizer, record["response"], place, more=True), tokenizer.eos_id]
-    excess = len(prompt) + len(response) - 1 - length
+    prompt, response = whole.tokens[: whole.first], whole.tokens[whole.first :]
+    excess = whole.length - length
     if excess > 0:
         kept = 1 if tokenizer.adds_bos else 0
         if on_long == "error" or excess > len(prompt) - max(1, kept):

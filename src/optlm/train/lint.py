@@ -3,7 +3,8 @@
 A text becomes the start token, its tokens and the end token, all predicted but the first; one that
 is longer than the length goes on in the next piece. A prompt with its response becomes one row of
 which the response and the end token are predicted; if it is too long, the prompt loses its
-beginning. What looks like a special token in a text is text. `optlm.train` does the same.
+beginning. What looks like a special token in a text is text. The tokens and labels come from the
+function that fine-tuning itself uses, so that the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from optlm.data.dedup import DuplicateIndex
 from optlm.data.inputs import InputFile
 from optlm.data.lines import Progress
 from optlm.data.overlap import HeldOut
-from optlm.data.records import Record, read_records
+from optlm.data.records import PAIR, Record, read_records
 from optlm.data.report import CorpusError, ReadReport
 from optlm.data.words import words_of
 from optlm.errors import ConfigError
 from optlm.tokenizer import Tokenizer
+from optlm.train.examples import Example, whole_example
 
-__all__ = ["PROBLEMS", "Row", "lint", "row_of"]
+__all__ = ["PROBLEMS", "lint"]
 
 _NEAR = 0.8
 _KEPT_PLACES = 5
@@ -35,6 +36,7 @@ PROBLEMS = {
     "split": "texts longer than the length, read in pieces",
     "truncated": "prompts that lose their beginning, to fit with their response",
     "too_long": "responses that do not fit alone; training refuses them",
+    "both": "records of a text and a prompt or response; fine-tuning leaves them out",
     "masked": "rows without a response: nothing but the end token is learned",
     "prompt_fills": "prompts that fill the length alone; a trainer that cuts at the end masks all",
     "start_missing": "rows that do not begin with the start token",
@@ -44,32 +46,6 @@ PROBLEMS = {
     "near_duplicates": f"texts that share {_NEAR:.0%} of their 5-grams with an earlier one",
 }
 HARMLESS = ("split",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One record as the model sees it, before it is cut to a length.
-
-    Attributes:
-        tokens: with the start and end token.
-        first: index of the first token that is predicted.
-    """
-
-    tokens: list[int]
-    first: int
-
-
-def row_of(record: Record, tokenizer: Tokenizer) -> Row:
-    """The tokens of a record, and which of them are labels."""
-    if not record.is_pair:
-        return Row(tokens=[*_encode(tokenizer, record.text), tokenizer.eos_id], first=1)
-    prompt = _encode(tokenizer, record.fields["prompt"]) or [tokenizer.bos_id]
-    response = tokenizer.encode(record.fields["response"], add_bos=False, parse_special=False)
-    return Row(tokens=[*prompt, *response, tokenizer.eos_id], first=len(prompt))
-
-
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, parse_special=False)
 
 
 def lint(
@@ -149,11 +125,11 @@ class _Seen:
             self._places[problem].append(place)
 
     def take(self, record: Record) -> None:
-        row = row_of(record, self._tokenizer)
+        row = whole_example(record.fields, self._tokenizer, record.place)
         self.pairs += record.is_pair
         self.texts += not record.is_pair
         self._tokens += len(row.tokens)
-        self._predicted += len(row.tokens) - row.first
+        self._predicted += row.predicted
         self._longest = max(self._longest, len(row.tokens))
         self._histogram[1 << (len(row.tokens) - 1).bit_length()] += 1
         for problem in self._problems(record, row):
@@ -161,17 +137,18 @@ class _Seen:
         if len(self._examples) < self._shown:
             self._examples.append({"place": record.place, "tokens": self._table(row)})
 
-    def _problems(self, record: Record, row: Row) -> list[str]:
+    def _problems(self, record: Record, row: Example) -> list[str]:
         end = self._tokenizer.eos_id
-        over = len(row.tokens) - 1 > self._length
+        over = row.length > self._length
         self._over += over
-        response = len(row.tokens) - row.first  # with the end token
-        fits = response + 1 <= self._length + 1
+        response = row.predicted  # with the end token
+        fits = response <= self._length
         inside = row.tokens[1:-1]
         found = {
             "split": over and not record.is_pair,
             "truncated": over and record.is_pair and fits,
             "too_long": over and record.is_pair and not fits,
+            "both": not record.is_pair and any(name in record.fields for name in PAIR),
             "masked": record.is_pair and response == 1,
             "prompt_fills": record.is_pair and row.first > self._length,
             "start_missing": row.tokens[0] != self._tokenizer.bos_id,
@@ -180,7 +157,7 @@ class _Seen:
         }
         return [name for name, is_so in found.items() if is_so]
 
-    def _table(self, row: Row) -> list[dict[str, Any]]:
+    def _table(self, row: Example) -> list[dict[str, Any]]:
         return [
             {"id": token, "token": self._tokenizer.token_text(token), "label": place >= row.first}
             for place, token in enumerate(row.tokens)

@@ -10,10 +10,11 @@ import pytest
 
 from optlm.cli import run
 from optlm.data.inputs import find_inputs
-from optlm.data.lint import PROBLEMS, lint
 from optlm.data.report import CorpusError
 from optlm.errors import ConfigError
 from optlm.tokenizer import Tokenizer
+from optlm.train.examples import read_examples
+from optlm.train.lint import PROBLEMS, lint
 from variants import VARIANTS, make_state, tiny_tokenizer, write_checkpoint
 
 
@@ -72,6 +73,7 @@ FAULTS = {
     "split": {"text": LONG},
     "truncated": {"prompt": LONG[:25], "response": "zzzzzzzz"},
     "too_long": {"prompt": "the", "response": LONG},
+    "both": {"text": "the cat", "prompt": "the"},
     "masked": {"prompt": "the cat", "response": ""},
     "prompt_fills": {"prompt": LONG, "response": "q"},
     "written": {"text": "the cat</s>"},
@@ -142,6 +144,23 @@ def test_the_table_shows_both_ends_and_where_labels_begin(
     assert lines[9].split() == ["...", "10", "more"]
     assert [line.split()[2] for line in lines[10:16]] == ["-"] * 3 + ["label"] * 3
     assert lines[20].split() == ["41", "2", "label", '"</s>"']
+
+
+def test_training_sees_the_same(tmp_path: Path) -> None:
+    """Against what fine-tuning reads, cut to a length or not."""
+    records = [{"text": "the cat</s> in the rain"}, {"prompt": "the", "response": " mat"}]
+    records += [{"prompt": "", "response": "x"}, {"prompt": "q" * 40, "response": "zz"}]
+    report = linted(tmp_path, records, shown=9)
+    whole, _ = read_examples(tmp_path / "x.jsonl", tokenizer(), length=1000)
+    assert [[t["id"] for t in e["tokens"]] for e in report["examples"]] == [e.tokens for e in whole]
+    assert [[t["label"] for t in e["tokens"]].index(True) for e in report["examples"]] == [
+        example.first for example in whole
+    ]
+    cut, told = read_examples(
+        tmp_path / "x.jsonl", tokenizer(), length=30, on_long="truncate_prompt"
+    )
+    assert report["problems"]["truncated"]["count"] == told.truncated == 1
+    assert len(cut) == len(whole)
 
 
 def test_nothing_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,3 +66,11 @@ def test_make_targets(target: str) -> None:
     )
     wanted = {"demo": "optlm generate", "test": "-m pytest", "lint": "ruff check"}[target]
     assert wanted in done.stdout
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """Folders of tests are no packages, so pytest tells files by their names alone."""
+    names = [
+        path.name for path in files() if path.name.startswith("test_") and path.suffix == ".py"
+    ]
+    assert sorted(names) == sorted(set(names))

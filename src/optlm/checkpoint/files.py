@@ -64,7 +64,8 @@ def read_small(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes."""
     descriptor = _open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
-        data = file.read(limit + 1)
+        # Not limit + 1 at once: memory is taken for what is asked, and files may grow meanwhile.
+        data = file.read(min(limit, os.fstat(descriptor).st_size) + 1)
     if len(data) > limit:
         raise fault_error(
             "file-size", path, f"is larger than {limit} bytes, the limit for its kind"

@@ -102,7 +102,9 @@ class Adapters:
 
 def check_adapter_name(name: object) -> str:
     """Raises: RequestError: something else than 1 to 64 letters, digits, '.', '_' and '-'."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str):
+        raise RequestError(f"adapter is a {type(name).__name__}; it must be a name")
+    if not _NAME.fullmatch(name):
         raise RequestError(
             f"adapter is {name!r:.80}; a name has 1 to 64 letters, digits, '.', '_' and '-'"
         )

@@ -186,7 +186,7 @@ def test_pretrain_hands_over_and_tells_how_it_ended(
 
     seen: list[object] = []
 
-    def train(config: object, out: Path, *, data_folder: Path | None, log: object) -> None:
+    def train(config: object, out: Path, *, data_folder: Path | None, **_: object) -> None:
         seen.extend([config, out, data_folder])
         if end is not None:
             raise end

@@ -139,7 +139,8 @@ def test_seed_that_was_drawn_is_told(run: Run, base: Path) -> None:
 
 # ---- options ------------------------------------------------------------------------------------
 
-_PYTHON_ONLY = {"prompt_logprobs", "stop_token_ids"}
+# `adapter` names a loaded one; the option --adapter is a folder, merged when the model loads.
+_PYTHON_ONLY = {"prompt_logprobs", "stop_token_ids", "adapter"}
 
 
 def test_every_sampling_parameter_has_its_option_and_default() -> None:

@@ -200,7 +200,8 @@ std::string Model::set_adapter(int32_t id, const std::string& module, const floa
   const Target target = find(module + ".weight");
   const std::string root = "model.decoder.layers.";
   const size_t dot = module.find('.', root.size());
-  const auto slot = std::find(std::begin(kSlotNames), std::end(kSlotNames), module.substr(std::min(dot, module.size() - 1) + 1));
+  const std::string name = dot == std::string::npos ? "" : module.substr(dot + 1);
+  const auto slot = std::find(std::begin(kSlotNames), std::end(kSlotNames), name);
   if (target.w == nullptr || !module.starts_with(root) || slot == std::end(kSlotNames)) {
     return "is no matrix inside a layer";
   }
@@ -297,7 +298,7 @@ void Model::attention_block(const Layer& layer, const Batch& batch, int64_t inde
 }
 
 void Model::feed_forward(const Layer& layer, int64_t tokens, int rank) {
-  if (!config_.norm_before) normalize(layer.attention_norm, x_, tokens, rank);
+  if (!config_.norm_before) normalize(layer.attention_norm, tokens, rank);
   const Norm* norm = config_.norm_before ? &layer.ffn_norm : nullptr;
   const Activations in = prepare(norm, x_, width_, tokens, rank, stream(layer.fc1, rank));
   Activations units = {ffn_, nullptr, nullptr, nullptr, nullptr, ffn_width_ / kGroup};
@@ -319,7 +320,7 @@ void Model::feed_forward(const Layer& layer, int64_t tokens, int rank) {
     units = {ffn_, z.q, z.scale, z.correction, z.active, units.groups};
   }
   project(layer.fc2, units, tokens, x_, width_, Epilogue::kAdd, rank);
-  if (!config_.norm_before) normalize(layer.ffn_norm, x_, tokens, rank);
+  if (!config_.norm_before) normalize(layer.ffn_norm, tokens, rank);
 }
 
 void Model::embed(const Batch& batch, int rank) {
@@ -344,10 +345,11 @@ void Model::embed(const Batch& batch, int rank) {
 }
 
 // The residual stream itself, where norms come after the residual.
-void Model::normalize(const Norm& norm, float* x, int64_t tokens, int rank) {
+void Model::normalize(const Norm& norm, int64_t tokens, int rank) {
   const Range part = share(tokens, rank, team_.size());
   for (int64_t t = part.begin; t < part.end; ++t) {
-    kernels_.layer_norm(x + t * width_, norm.weight, norm.bias, config_.hidden_size, x + t * width_);
+    float* x = x_ + t * width_;
+    kernels_.layer_norm(x, norm.weight, norm.bias, config_.hidden_size, x);
   }
   team_.barrier();
 }

@@ -153,7 +153,7 @@ class Model {
   void find_best(const Batch& batch, const Activations& in, int rank);
 
   Quantized place_quantized(int64_t groups);
-  void normalize(const Norm& norm, float* x, int64_t tokens, int rank);
+  void normalize(const Norm& norm, int64_t tokens, int rank);
   Activations prepare(const Norm* norm, const float* x, int64_t stride, int64_t tokens, int rank, Stream next);
   void quantize(const float* x, int64_t first, int64_t count, const Quantized& z) const;
   void multiply(const Linear& linear, Range panels, const Activations& in, int64_t tokens, float* out,

@@ -14,11 +14,13 @@ LAYERS = (
     {"tokenizer", "checkpoint"},
     {"_core"},
     {"engine", "model", "data"},
-    {"train"},
+    {"score"},
+    {"train", "interpret", "uncertainty"},
+    {"evaluate", "serve"},
     {"cli"},
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
-MAY_USE_TORCH = ("optlm.model", "optlm.train", "optlm.engine.torch_")
+MAY_USE_TORCH = ("optlm.model", "optlm.train", "optlm.engine.torch_", "optlm.interpret")
 # The engine's second backend runs the reference model: the only imports between siblings.
 ALLOWED = {("optlm.engine.torch_runner", "model"), ("optlm.engine.torch_prefix", "model")}
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 PINS = Path(__file__).with_name("peers.txt")
-# Pulled in as a dependency, but built against another PyTorch: importing it fails.
-UNWANTED = "torchvision"
+# Pulled in as dependencies, but built against another PyTorch: importing them fails.
+UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 
 
 def home() -> Path:
@@ -49,7 +49,7 @@ def install(environment: str, requirements: list[str]) -> None:
     torch = [line for line in requirements if line.startswith("torch==")]
     for wanted in (torch, requirements):
         subprocess.run([*pip, "install", "--quiet", *wanted], check=True)
-    subprocess.run([*pip, "uninstall", "--quiet", "--yes", UNWANTED], check=True)
+    subprocess.run([*pip, "uninstall", "--quiet", "--yes", *UNWANTED], check=True)
 
 
 def main() -> None:

@@ -20,7 +20,10 @@ LAYERS = (
     {"cli"},
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
-MAY_USE_TORCH = ("optlm.model", "optlm.train", "optlm.engine.torch_", "optlm.interpret")
+MAY_USE_TORCH = (
+    "optlm.model", "optlm.train", "optlm.engine.torch_", "optlm.interpret",
+    "optlm.uncertainty.dropout",
+)  # fmt: skip
 # The engine's second backend runs the reference model: the only imports between siblings.
 ALLOWED = {("optlm.engine.torch_runner", "model"), ("optlm.engine.torch_prefix", "model")}
 

@@ -28,6 +28,7 @@ __all__ = ["main", "run"]
 COMMANDS = {
     "generate": "continue a text",
     "score": "tell how likely a text is",
+    "uncertainty": "tell how sure a model is, and how far to believe it",
     "info": "show what a model is and what it needs",
     "doctor": "list every fault of a checkpoint",
     "convert": "rewrite a checkpoint in Hugging Face's layout",

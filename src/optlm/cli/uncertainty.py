@@ -1,0 +1,38 @@
+"""Tell how sure a model is: of every token, of an answer, of its choices in a task.
+
+Figures come from whole distributions, never from the likeliest few. Logarithms are natural, in
+nats. `optlm uncertainty ACTION --help` tells what an action does.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from importlib import import_module
+
+USAGE = "tokens ..."
+
+_ACTIONS = {
+    "tokens": "colour a text by how unsure the model is of each token",
+}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, told in _ACTIONS.items():
+        module = import_module(f"optlm.cli.uncertainty_{name}")
+        action = actions.add_parser(
+            name,
+            prog=f"optlm uncertainty {name}",
+            usage=f"optlm uncertainty {name} {module.USAGE}",
+            help=told,
+            description=module.__doc__,
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_options(action)
+        action.set_defaults(do=module.run)
+
+
+def run(options: Namespace) -> int | None:
+    code: int | None = options.do(options)
+    return code

@@ -46,7 +46,7 @@ def test_extras_are_the_promised_ones() -> None:
         .partition("\n[")[0],
         re.MULTILINE,
     )
-    assert extras == ["train", "serve", "eval", "interpret", "all", "dev"]
+    assert extras == ["train", "serve", "ray", "eval", "interpret", "all", "dev"]
 
 
 def test_nothing_is_too_large() -> None:

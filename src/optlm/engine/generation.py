@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -227,7 +227,7 @@ class Generation:
         self._context = config.max_position_embeddings
         self._max_blocks = max_blocks
         self.adapter = adapter
-        self.samples = [self._sample(0)]
+        self.samples: Sequence[Sample] = [self._sample(0)]
         if params.max_tokens == 0 and self._first_row == len(prompt.token_ids) - 1:
             self.start_others()
 
@@ -240,7 +240,7 @@ class Generation:
         others = [
             self._sample(index) for index in range(len(self.samples), self.params.num_samples)
         ]
-        self.samples += others
+        self.samples = [*self.samples, *others]
         if self.params.max_tokens == 0:  # the first has read the prompt, and nothing follows
             self.end("length")
             return []

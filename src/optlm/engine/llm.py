@@ -15,18 +15,22 @@ from optlm.engine.adapters import Adapters
 from optlm.engine.batch import BatchArrays
 from optlm.engine.blocks import BlockPool
 from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
+from optlm.engine.jobs import RunsJobs
 from optlm.engine.load import load
 from optlm.engine.locking import new_lock, one_at_a_time
 from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
 from optlm.engine.postprocess import accept_best, accept_logits
 from optlm.engine.prompts import OnePrompt, Prompts, as_params, as_prompts, naming_prompt
+from optlm.engine.reading import Measure, Reading, normalizers
 from optlm.engine.request import Request, admit_prompt, as_token_ids
 from optlm.engine.runner import Backend, DType, Runner, RunnerOptions
 from optlm.engine.scheduler import Scheduler
-from optlm.engine.search import Search, make_search
+from optlm.engine.search import make_search
+from optlm.engine.tree import TokenTree
+from optlm.engine.tree_reader import TreeReader
 from optlm.engine.windows import join_scores, plan_windows
-from optlm.errors import EngineError, RequestError
+from optlm.errors import RequestError
 
 __all__ = ["LLM"]
 
@@ -35,8 +39,11 @@ _MAX_SEQUENCES = 256
 _LOGIT_ROWS = 256  # rows of V logits in memory at a time
 
 
-@one_at_a_time("generate", "score", "submit", "submit_score", "abort", "step", "_abandon")
-class LLM:
+@one_at_a_time(
+    "generate", "score", "read", "submit", "submit_score", "submit_reading", "abort", "step",
+    "_abandon",
+)  # fmt: skip
+class LLM(RunsJobs):
     """A model ready to generate and score.
 
     Args:
@@ -114,9 +121,8 @@ class LLM:
         self._reset()
 
     def _reset(self) -> None:
-        """Start with empty queues and an empty cache."""
         runner = self._runner
-        self._searches: list[Search] = []  # the first is under way
+        self._searches = []
         self._scheduler = Scheduler(
             BlockPool(runner.num_blocks, runner.block_size),
             max_batch_tokens=runner.max_batch_tokens,
@@ -176,15 +182,11 @@ class LLM:
         each = as_prompts(prompts)
         options = as_params(params, len(each))
         jobs: list[Generation] = []
-        first = self._arrivals
-        try:
+        with self._together():
             for index, (prompt, wanted) in enumerate(zip(each, options, strict=True)):
                 with naming_prompt(index, len(each)):
                     jobs.append(self.submit(prompt, wanted))
             self._run(jobs)
-        except BaseException:
-            self._abandon(range(first, self._arrivals))
-            raise
         return [job.output() for job in jobs]
 
     def stream(
@@ -237,18 +239,21 @@ class LLM:
         """
         each = as_prompts(texts)
         parts: list[list[Generation]] = []
-        jobs: list[Generation] = []
-        first = self._arrivals
-        try:
+        with self._together():
             for index, text in enumerate(each):
                 with naming_prompt(index, len(each)):
                     parts.append(self.submit_score(text, on_overflow, stride, adapter))
-                    jobs += parts[-1]
-            self._run(jobs)
-        except BaseException:
-            self._abandon(range(first, self._arrivals))
-            raise
+            self._run([job for part in parts for job in part])
         return [join_scores(text, part) for text, part in zip(each, parts, strict=True)]
+
+    def read(
+        self, tree: TokenTree, measure: Measure = normalizers, *, adapter: str | None = None
+    ) -> Reading:
+        """Read token sequences, what they share once, and measure the logits that are wanted."""
+        with self._together():
+            reading = self.submit_reading(tree, measure, adapter)
+            self._run([reading])
+        return reading
 
     # ---- one step ------------------------------------------------------------------------------
 
@@ -287,17 +292,15 @@ class LLM:
             jobs.append(self._queue(prompt, only_read, score_from=window.score_from))
         return jobs
 
-    def abort(self, job: Generation) -> None:
-        """Stop a job and free its blocks; what it has stays, finish_reason is "abort"."""
-        for sample in job.samples:
-            self._scheduler.remove(sample.request)
-        for search in [search for search in self._searches if search.generation is job]:
-            self._drop_search(search)
-        job.end("abort")
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting or self._searches)
+    def submit_reading(self, tree: TokenTree, measure: Measure, adapter: str | None) -> Reading:
+        """Queue a tree, whose longest sequence fits the context; it runs as `read` runs it."""
+        reading = Reading(self._arrivals, tree, measure, self._adapters.find(adapter))
+        self._arrivals += 1
+        blocks, rows = self._max_blocks, self._scheduler.max_logit_rows
+        if not reading.finished:
+            reader = TreeReader(reading, self._runner, self._scheduler, blocks, rows)
+            self._searches.append(reader)
+        return reading
 
     def step(self) -> None:
         """Schedule, run, sample, postprocess: one forward pass for requests, one for a search."""
@@ -313,11 +316,6 @@ class LLM:
             self._scheduler.complete(scheduled)
             self._retire(scheduled)
 
-    def check_integrity(self) -> None:
-        """Assert the invariants of scheduler and block pool."""
-        tables = [table for search in self._searches for table in search.branches.tables]
-        self._scheduler.check_integrity(tables)
-
     # ---- inside --------------------------------------------------------------------------------
 
     def _step_search(self) -> None:
@@ -325,10 +323,6 @@ class LLM:
         search.step()
         if search.generation.finished:
             self._drop_search(search)
-
-    def _drop_search(self, search: Search) -> None:
-        self._searches.remove(search)
-        search.branches.release()
 
     def _retire(self, scheduled: list[Request]) -> None:
         """Remove finished sequences; queue the samples that waited for their prompt."""
@@ -369,32 +363,3 @@ class LLM:
         else:
             self._scheduler.add(job.samples[0].request)
         return job
-
-    def _jobs(self) -> list[Generation]:
-        """All that is not finished; one with several samples may stand there several times."""
-        requests = self._scheduler.running + self._scheduler.waiting
-        return [s.generation for s in self._searches] + [r.owner.generation for r in requests]
-
-    def _run(self, jobs: Sequence[Generation]) -> None:
-        for job in jobs:
-            while not job.finished:
-                self._advance(job)
-            job.check()
-
-    def _advance(self, job: Generation) -> None:
-        if self.has_work:
-            self.step()
-        elif not job.finished:
-            raise EngineError("the request was lost when another was interrupted")
-
-    def _abandon(self, arrivals: range) -> None:
-        """Abort jobs by arrival, after an exception that may have struck anywhere."""
-        try:
-            for job in self._jobs():
-                if job.arrival in arrivals:
-                    self.abort(job)
-            self.check_integrity()
-        except Exception:  # the exception left the bookkeeping torn: all that runs is lost
-            for job in self._jobs():
-                job.end("abort")
-            self._reset()

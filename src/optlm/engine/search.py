@@ -7,30 +7,54 @@ run one after another, beside the ordinary requests, whose blocks they may take 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from optlm.engine.adapters import LoadedAdapter
 from optlm.engine.branches import Branch, Branches
-from optlm.engine.generation import Generation
+from optlm.engine.generation import Generation, Sample
 from optlm.engine.outputs import Completion
 from optlm.engine.runner import Runner
 from optlm.engine.sampling import keep_top_k, log_softmax
 from optlm.engine.scheduler import Scheduler
 from optlm.errors import RequestError
 
-__all__ = ["BeamSearch", "ContrastiveSearch", "Search", "make_search"]
+__all__ = ["BeamSearch", "ContrastiveSearch", "Job", "Search", "make_search"]
 
 Float32 = NDArray[np.float32]
 
 
+class Job(Protocol):
+    """What callers wait for: a `Generation`, or a `Reading`."""
+
+    arrival: int
+    adapter: LoadedAdapter
+    samples: Sequence[Sample]
+    error: str | None
+
+    @property
+    def finished(self) -> bool: ...
+    def end(self, reason: str, /) -> None: ...
+    def check(self) -> None: ...
+
+
+class HoldsBlocks(Protocol):
+    @property
+    def tables(self) -> list[list[int]]: ...
+    def release(self) -> None: ...
+
+
 class Search(Protocol):
-    generation: Generation
-    branches: Branches
+    @property
+    def generation(self) -> Job: ...
+    @property
+    def branches(self) -> HoldsBlocks: ...
 
     def step(self) -> None:
-        """Run one forward pass; at the end the generation is finished."""
+        """Run one forward pass; at the end the job is finished."""
         ...
 
 

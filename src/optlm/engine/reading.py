@@ -20,13 +20,14 @@ __all__ = ["ARGMAX", "LOG_TOTAL", "Measure", "Reading", "normalizers"]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-# From logits (R, V), which it may overwrite, to (R, C) numbers. The first two columns are:
+# From logits (R, V), which it may overwrite, and the nodes that they follow, to numbers (R, C). The
+# first two columns are:
 LOG_TOTAL = 0  # the logarithm of the sum of exp(logits)
 ARGMAX = 1  # the id of the largest, the lowest of equals
-Measure = Callable[[Float32], Float64]
+Measure = Callable[[Float32, list[int]], Float64]
 
 
-def normalizers(logits: Float32) -> Float64:
+def normalizers(logits: Float32, nodes: list[int]) -> Float64:
     """The least a `Measure` does: its two first columns. Row by row to stay in cache."""
     measured = np.empty((len(logits), 2))
     for row, values in zip(logits, measured, strict=True):
@@ -69,7 +70,7 @@ class Reading:
         following = [child for node in nodes for child in children[node]]
         if following:
             self._logits[following] = logits[rows, [self.tree.tokens[node] for node in following]]
-        measured = self._measure(logits)
+        measured = self._measure(logits, nodes)
         if not np.isfinite(measured[:, LOG_TOTAL]).all():
             self.error = "the model's logits are not finite; the checkpoint is damaged"
             self.end("abort")

@@ -17,13 +17,16 @@ from typing import Any, Literal
 
 from optlm.engine.generation import Generation
 from optlm.engine.llm import LLM
-from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
+from optlm.engine.outputs import EmbedOutput, RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
+from optlm.engine.pooling import Pooling
 from optlm.engine.prompts import OnePrompt
 from optlm.engine.windows import join_scores
 from optlm.errors import EngineError
 
 __all__ = ["AsyncLLM"]
+
+_Submit = Callable[[], Generation | list[Generation]]
 
 
 class _Ticket:
@@ -85,19 +88,23 @@ class AsyncLLM:
         self._commands.put(None)
         self._thread.join()
 
-    async def generate(self, prompt: OnePrompt, params: SamplingParams) -> RequestOutput:
-        """Continue one prompt; see `LLM.generate`. Cancelling aborts the request."""
+    async def generate(
+        self, prompt: OnePrompt, params: SamplingParams, *, priority: int = 0
+    ) -> RequestOutput:
+        """Continue one prompt; see `LLM.submit`. Cancelling aborts the request."""
         ticket = _Ticket(lambda jobs: [jobs[0].output()] if jobs[0].finished else [])
-        with self._serving(ticket, lambda: [self._llm.submit(prompt, params)]):
+        submit = partial(self._llm.submit, prompt, params, priority=priority)
+        with self._serving(ticket, submit):
             output: RequestOutput = await ticket.receive()
             return output
 
     async def stream(
-        self, prompt: OnePrompt, params: SamplingParams
+        self, prompt: OnePrompt, params: SamplingParams, *, priority: int = 0
     ) -> AsyncGenerator[StreamOutput, None]:
         """Yield increments of one prompt; see `LLM.stream`. Closing the iterator aborts it."""
         ticket = _Ticket(lambda jobs: jobs[0].take())
-        with self._serving(ticket, lambda: [self._llm.submit(prompt, params, stream=True)]):
+        submit = partial(self._llm.submit, prompt, params, stream=True, priority=priority)
+        with self._serving(ticket, submit):
             while True:
                 piece: StreamOutput = await ticket.receive()
                 yield piece
@@ -111,18 +118,36 @@ class AsyncLLM:
         on_overflow: Literal["error", "windows"] = "error",
         stride: int | None = None,
         adapter: str | None = None,
+        priority: int = 0,
     ) -> ScoreOutput:
         """Score one text; see `LLM.score`."""
         ticket = _Ticket(
             lambda jobs: [join_scores(text, jobs)] if all(job.finished for job in jobs) else []
         )
-        submit = partial(self._llm.submit_score, text, on_overflow, stride, adapter)
+        submit = partial(
+            self._llm.submit_score, text, on_overflow, stride, adapter, priority=priority
+        )
         with self._serving(ticket, submit):
             output: ScoreOutput = await ticket.receive()
             return output
 
+    async def embed(
+        self,
+        prompt: OnePrompt,
+        *,
+        pooling: Pooling = "mean",
+        adapter: str | None = None,
+        priority: int = 0,
+    ) -> EmbedOutput:
+        """Return the vector of one text; see `LLM.embed`."""
+        ticket = _Ticket(lambda jobs: [jobs[0].embedding()] if jobs[0].finished else [])
+        submit = partial(self._llm.submit_embed, prompt, pooling, adapter, priority=priority)
+        with self._serving(ticket, submit):
+            output: EmbedOutput = await ticket.receive()
+            return output
+
     @contextlib.contextmanager
-    def _serving(self, ticket: _Ticket, submit: Callable[[], list[Generation]]) -> Iterator[None]:
+    def _serving(self, ticket: _Ticket, submit: _Submit) -> Iterator[None]:
         """Have the engine thread submit a ticket's jobs; afterwards abort what is left of them."""
         with self._lock:
             if self.error is not None:
@@ -173,9 +198,10 @@ class AsyncLLM:
             if ticket.finished:
                 ticket.jobs = []
 
-    def _submit(self, ticket: _Ticket, submit: Callable[[], list[Generation]]) -> None:
+    def _submit(self, ticket: _Ticket, submit: _Submit) -> None:
         try:
-            ticket.jobs = submit()
+            jobs = submit()
+            ticket.jobs = jobs if isinstance(jobs, list) else [jobs]
         except Exception as error:  # a request that cannot be read harms nobody else
             ticket.send(error)
             return

@@ -43,7 +43,8 @@ class BatchArrays:
                 positions += range(begin, end)
             total = len(tokens)
             starts.append(total)
-            rows += range(total - (end - max(begin, request.next_row)), total)
+            if not request.reads_hidden:
+                rows += range(total - (end - max(begin, request.next_row)), total)
             self._tables[index] = request.block_table
         self._tokens[:total] = tokens
         self._positions[:total] = positions

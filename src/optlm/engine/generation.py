@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from optlm.config import OPTConfig
 from optlm.engine.adapters import NO_ADAPTER, LoadedAdapter
-from optlm.engine.outputs import Completion, RequestOutput, StreamOutput, TokenLogprobs
+from optlm.engine.outputs import Completion, EmbedOutput, RequestOutput, StreamOutput, TokenLogprobs
 from optlm.engine.params import SamplingParams
+from optlm.engine.pooling import Pool
 from optlm.engine.request import Request
 from optlm.engine.runner import NOT_FINITE
 from optlm.engine.sampling import Chooser, chosen_logprobs, log_softmax, token_logprobs
@@ -92,6 +93,13 @@ class Sample:
     def accept(self, row: NDArray[np.float32]) -> None:
         """Choose the next token from its logits (V,)."""
         self.accept_token(self._choose(row) if math.isfinite(row.max()) else NOT_FINITE)
+
+    def accept_hidden(self, vectors: NDArray[np.float32]) -> None:
+        """Take the hidden vectors (N, E) of the next tokens whose vectors are wanted."""
+        pool = self.generation.pool
+        assert pool is not None
+        if len(vectors) and not pool.add(vectors):
+            self.generation.fail()
 
     def accept_token(self, token: int) -> None:
         """Take the next token, or `NOT_FINITE`."""
@@ -201,8 +209,12 @@ class Generation:
         adapter: LoadedAdapter = NO_ADAPTER,
         streams: bool = False,
         score_from: int | None = None,
+        pool: Pool | None = None,
+        priority: int = 0,
     ) -> None:
         self.arrival = arrival
+        self.priority = priority
+        self.pool = pool
         self.prompt = prompt
         self.params = params
         self.tokenizer = tokenizer
@@ -223,12 +235,15 @@ class Generation:
             self.prompt_logprobs = [None]
             score_from = 0
         self._first_row = len(prompt.token_ids) - 1 if score_from is None else score_from
-        self.only_chooses = score_from is None and not self.tracks_logprobs
+        if pool is not None:
+            self._first_row = pool.first_row(len(prompt.token_ids))
+        self.only_chooses = score_from is None and pool is None and not self.tracks_logprobs
         self._context = config.max_position_embeddings
         self._max_blocks = max_blocks
         self.adapter = adapter
         self.samples: Sequence[Sample] = [self._sample(0)]
-        if params.max_tokens == 0 and self._first_row == len(prompt.token_ids) - 1:
+        only_reads = params.max_tokens == 0 and pool is None
+        if only_reads and self._first_row == len(prompt.token_ids) - 1:
             self.start_others()
 
     @property
@@ -315,6 +330,13 @@ class Generation:
             num_truncated_tokens=self.prompt.num_truncated,
         )
 
+    def embedding(self) -> EmbedOutput:
+        """Return the result of a generation that was made to pool."""
+        assert self.pool is not None
+        return EmbedOutput(
+            text=self.prompt.text, token_ids=self.prompt.token_ids, vector=self.pool.vector
+        )
+
     def _take_completions(self, completions: list[Completion]) -> list[StreamOutput]:
         """Each output of a search in one piece, the first time only."""
         if self._told:
@@ -334,15 +356,16 @@ class Generation:
     def _sample(self, index: int) -> Sample:
         tokens = list(self.prompt.token_ids)
         max_total = min(self._context, len(tokens) + self.params.max_tokens)
-        if self.params.max_tokens == 0:
+        if self.params.max_tokens == 0 and self.pool is None:
             tokens.pop()  # nothing follows the last token, so nothing needs its keys and values
             max_total = len(tokens)
         request = Request(
-            (self.arrival, index),
+            (self.priority, self.arrival, index),
             tokens,
             max_total=max_total,
             max_blocks=self._max_blocks,
             next_row=len(self.prompt.token_ids) - 1 if index else self._first_row,
+            reads_hidden=self.pool is not None,
             adapter=self.adapter,
         )
         return Sample(self, index, request)

@@ -6,45 +6,33 @@ Calls from several threads wait for each other; `optlm.engine.aio` runs many cal
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from optlm.config import OPTConfig
 from optlm.engine.adapters import Adapters
-from optlm.engine.batch import BatchArrays
-from optlm.engine.blocks import BlockPool
-from optlm.engine.generation import Generation, Prompt, Sample, TextTokenizer
-from optlm.engine.jobs import RunsJobs
+from optlm.engine.engine import Engine
+from optlm.engine.generation import Generation, TextTokenizer
 from optlm.engine.load import load
-from optlm.engine.locking import new_lock, one_at_a_time
-from optlm.engine.outputs import RequestOutput, ScoreOutput, StreamOutput
+from optlm.engine.locking import one_at_a_time
+from optlm.engine.outputs import EmbedOutput, RequestOutput, ScoreOutput, StreamOutput
 from optlm.engine.params import SamplingParams
-from optlm.engine.postprocess import accept_best, accept_logits
+from optlm.engine.pooling import Pooling
 from optlm.engine.prompts import OnePrompt, Prompts, as_params, as_prompts, naming_prompt
 from optlm.engine.reading import Measure, Reading, normalizers
-from optlm.engine.request import Request, admit_prompt, as_token_ids
 from optlm.engine.runner import Backend, DType, Runner, RunnerOptions
-from optlm.engine.scheduler import Scheduler
-from optlm.engine.search import make_search
 from optlm.engine.tree import TokenTree
-from optlm.engine.tree_reader import TreeReader
-from optlm.engine.windows import join_scores, plan_windows
+from optlm.engine.windows import join_scores
 from optlm.errors import RequestError
 
 __all__ = ["LLM"]
 
-_ONLY_READ = SamplingParams(temperature=0, max_tokens=0)
-_MAX_SEQUENCES = 256
-_LOGIT_ROWS = 256  # rows of V logits in memory at a time
-
 
 @one_at_a_time(
-    "generate", "score", "read", "submit", "submit_score", "submit_reading", "abort", "step",
-    "_abandon",
+    "generate", "score", "embed", "read", "submit", "submit_score", "submit_embed",
+    "submit_reading", "abort", "step", "_abandon",
 )  # fmt: skip
-class LLM(RunsJobs):
-    """A model ready to generate and score.
+class LLM(Engine):
+    """A model ready to generate, score and embed.
 
     Args:
         model: a folder, a name on the hub, or None for the bundled model.
@@ -105,31 +93,6 @@ class LLM(RunsJobs):
         llm = cls.__new__(cls)
         llm._start(runner, tokenizer, prefix_cache)
         return llm
-
-    def _start(self, runner: Runner, tokenizer: TextTokenizer | None, prefix_cache: bool) -> None:
-        self.config: OPTConfig = runner.config
-        self.tokenizer = tokenizer
-        self._runner = runner
-        self._prefix_cache = prefix_cache
-        self._max_sequences = min(_MAX_SEQUENCES, runner.max_batch_tokens)
-        context = self.config.max_position_embeddings
-        self._max_blocks = -(-context // runner.block_size)
-        self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
-        self._arrivals = 0
-        self._adapters = Adapters(runner, None)
-        self.lock = new_lock()
-        self._reset()
-
-    def _reset(self) -> None:
-        runner = self._runner
-        self._searches = []
-        self._scheduler = Scheduler(
-            BlockPool(runner.num_blocks, runner.block_size),
-            max_batch_tokens=runner.max_batch_tokens,
-            max_sequences=self._max_sequences,
-            max_logit_rows=max(_LOGIT_ROWS, self._max_sequences),
-            prefix_cache=self._prefix_cache,
-        )
 
     # ---- adapters ------------------------------------------------------------------------------
 
@@ -255,111 +218,32 @@ class LLM(RunsJobs):
             self._run([reading])
         return reading
 
-    # ---- one step ------------------------------------------------------------------------------
+    def embed(
+        self, prompts: Prompts, *, pooling: Pooling = "mean", adapter: str | None = None
+    ) -> list[EmbedOutput]:
+        """Return one vector a text; all texts run together.
 
-    def submit(
-        self, prompt: OnePrompt, params: SamplingParams, *, stream: bool = False
-    ) -> Generation:
-        """Queue one prompt; `step` works on it until its `finished` is true."""
-        if not isinstance(params, SamplingParams):
-            raise RequestError(f"params must be SamplingParams, not {type(params).__name__}")
-        params.check_vocabulary(self.config.vocab_size)
-        if stream and params.num_samples > params.n:
-            raise RequestError("best_of chooses among finished samples, so they cannot be streamed")
-        if params.stop and self.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer; use stop_token_ids")
-        tokens, cut = admit_prompt(prompt, self.tokenizer, params, self.config)
-        text = prompt if isinstance(prompt, str) else None
-        return self._queue(Prompt(text, tokens, cut), params, streams=stream)
+        A token's vector is what the output head multiplies: the last layer's output after the final
+        layer norm (where the model has one) and `project_out` (where it has one), as wide as the
+        token embeddings. Every token that the model reads counts, a text's start token ``</s>``
+        included. Vectors are float32, not normalised, and with the native backend the same bits
+        whatever else runs. OPT was trained to predict tokens, not to compare texts; these vectors
+        carry no promise of similarity.
 
-    def submit_score(
-        self, text: OnePrompt, on_overflow: str, stride: int | None, adapter: str | None = None
-    ) -> list[Generation]:
-        """Queue one text, window by window; `join_scores` makes the result."""
-        context = self.config.max_position_embeddings
-        only_read = replace(_ONLY_READ, adapter=adapter) if adapter is not None else _ONLY_READ
-        room = context if on_overflow == "error" else None
-        token_ids = as_token_ids(text, self.tokenizer, self.config, room=room)
-        jobs = []  # the first is the longest: if the cache is too small, it is refused before all
-        for window in plan_windows(
-            token_ids,
-            context=context,
-            bos=self.config.bos_token_id,
-            on_overflow=on_overflow,
-            stride=stride,
-        ):
-            prompt = Prompt(None, window.token_ids, 0)
-            jobs.append(self._queue(prompt, only_read, score_from=window.score_from))
-        return jobs
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            pooling: "mean" over the tokens' vectors, or the "last" token's.
+            adapter: name of a loaded adapter.
 
-    def submit_reading(self, tree: TokenTree, measure: Measure, adapter: str | None) -> Reading:
-        """Queue a tree, whose longest sequence fits the context; it runs as `read` runs it."""
-        reading = Reading(self._arrivals, tree, measure, self._adapters.find(adapter))
-        self._arrivals += 1
-        blocks, rows = self._max_blocks, self._scheduler.max_logit_rows
-        if not reading.finished:
-            reader = TreeReader(reading, self._runner, self._scheduler, blocks, rows)
-            self._searches.append(reader)
-        return reading
-
-    def step(self) -> None:
-        """Schedule, run, sample, postprocess: one forward pass for requests, one for a search."""
-        if self._searches:
-            self._step_search()
-        scheduled = self._scheduler.schedule()
-        if scheduled:
-            arrays = self._arrays.fill(scheduled)
-            if all(request.owner.takes_best for request in scheduled):
-                accept_best(scheduled, self._runner.forward_best(*arrays))
-            else:
-                accept_logits(scheduled, self._runner.forward(*arrays))
-            self._scheduler.complete(scheduled)
-            self._retire(scheduled)
-
-    # ---- inside --------------------------------------------------------------------------------
-
-    def _step_search(self) -> None:
-        search = self._searches[0]
-        search.step()
-        if search.generation.finished:
-            self._drop_search(search)
-
-    def _retire(self, scheduled: list[Request]) -> None:
-        """Remove finished sequences; queue the samples that waited for their prompt."""
-        for request in scheduled:
-            sample: Sample = request.owner
-            job = sample.generation
-            if job.lacks_samples and request.num_computed >= request.num_prompt and not job.error:
-                for other in job.start_others():
-                    self._scheduler.add(other.request)
-            if sample.finish_reason is not None:
-                self._scheduler.remove(request)
-
-    def _queue(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        *,
-        streams: bool = False,
-        score_from: int | None = None,
-    ) -> Generation:
-        job = Generation(
-            self._arrivals,
-            prompt,
-            params,
-            config=self.config,
-            tokenizer=self.tokenizer,
-            max_blocks=self._max_blocks,
-            adapter=self._adapters.find(params.adapter),
-            streams=streams,
-            score_from=score_from,
-        )
-        self._arrivals += 1
-        if job.finished:
-            return job
-        search = make_search(job, self._runner, self._scheduler)
-        if search is not None:
-            self._searches.append(search)
-        else:
-            self._scheduler.add(job.samples[0].request)
-        return job
+        Raises:
+            RequestError: a text that cannot be read, or no such `pooling` or `adapter`.
+            ContextLengthError: a text longer than the context.
+        """
+        each = as_prompts(prompts)
+        jobs: list[Generation] = []
+        with self._together():
+            for index, text in enumerate(each):
+                with naming_prompt(index, len(each)):
+                    jobs.append(self.submit_embed(text, pooling, adapter))
+            self._run(jobs)
+        return [job.embedding() for job in jobs]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Completion", "RequestOutput", "ScoreOutput", "StreamOutput", "TokenLogprobs"]
+__all__ = [
+    "Completion", "EmbedOutput", "RequestOutput", "ScoreOutput", "StreamOutput", "TokenLogprobs",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +116,21 @@ class StreamOutput:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     result: RequestOutput | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbedOutput:
+    """One vector of a text.
+
+    Attributes:
+        text: as given; None when token ids were given.
+        token_ids: what the model read, a text's start token included.
+        vector: (E,), E the width of the token embeddings; not normalised.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    vector: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 from optlm.engine.adapters import check_adapter_name
 from optlm.errors import RequestError, did_you_mean
 
-__all__ = ["ALL_LOGPROBS", "SamplingParams"]
+__all__ = ["ALL_LOGPROBS", "SamplingParams", "check_priority"]
 
 ALL_LOGPROBS = -1  # `logprobs` and `prompt_logprobs`: the whole vocabulary
 
@@ -259,6 +259,11 @@ _PLAIN_FOR_BEAM = (
     "best_of", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "min_tokens", "logprobs", "prompt_logprobs", "stop",
 )  # fmt: skip
+
+
+def check_priority(value: object) -> int:
+    """Raises: RequestError: no whole number from -2**31 to 2**31 - 1."""
+    return _whole("priority", value, -(2**31), 2**31 - 1)
 
 
 def _brief(value: object) -> str:

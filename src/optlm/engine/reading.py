@@ -48,6 +48,7 @@ class Reading:
     """
 
     samples: Sequence[Sample] = ()
+    priority: int = 0
 
     def __init__(
         self, arrival: int, tree: TokenTree, measure: Measure, adapter: LoadedAdapter

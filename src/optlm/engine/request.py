@@ -53,28 +53,31 @@ class Request:
         "num_prompt",
         "num_scheduled",
         "owner",
+        "reads_hidden",
         "tokens",
     )  # fmt: skip
 
     def __init__(
         self,
-        key: tuple[int, int],
+        key: tuple[int, ...],
         tokens: list[int],
         *,
         max_total: int,
         max_blocks: int,
         next_row: int,
+        reads_hidden: bool = False,
         adapter: LoadedAdapter = NO_ADAPTER,
         owner: Any = None,
     ) -> None:
-        self.key = key  # (arrival, sample): smaller is served first and preempted last
+        # (priority, arrival, sample): smaller is served first and preempted last
+        self.key = key
         self.tokens = tokens  # prompt, then output
         self.adapter = adapter
         self.num_prompt = len(tokens)
         self.max_total = max_total  # the sequence ends at this many tokens
-        self.next_row = (
-            next_row  # first position whose logits are still wanted; those after it are too
-        )
+        # First position whose logits (or hidden vectors) are still wanted; those after it are too.
+        self.next_row = next_row
+        self.reads_hidden = reads_hidden  # wants hidden vectors in place of logits
         self.num_computed = 0  # tokens[:num_computed] have keys and values in the cache
         self.num_scheduled = 0  # tokens of this step
         self.num_cached = -1  # tokens found in the prefix cache on first admission; -1 before it

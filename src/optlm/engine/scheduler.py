@@ -147,7 +147,9 @@ class Scheduler:
 
     def _chunk(self, request: Request, count: int, tokens_left: int, rows_left: int) -> int:
         """Return how many of `count` prompt tokens the budgets allow."""
-        count = min(count, tokens_left)
+        count = max(min(count, tokens_left), 0)
+        if request.reads_hidden:
+            return count
         without_rows = max(request.next_row - request.num_computed, 0)
         return max(min(count, without_rows + rows_left), 0)
 
@@ -224,7 +226,7 @@ class Scheduler:
         request.num_computed = 0
 
 
-def _key(request: Request) -> tuple[int, int]:
+def _key(request: Request) -> tuple[int, ...]:
     return request.key
 
 
@@ -234,4 +236,6 @@ def _is_decoding(request: Request) -> bool:
 
 def _rows(request: Request, count: int) -> int:
     """Logit rows of the next `count` tokens of a request."""
+    if request.reads_hidden:
+        return 0
     return max(request.num_computed + count - max(request.num_computed, request.next_row), 0)

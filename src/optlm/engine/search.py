@@ -31,6 +31,7 @@ class Job(Protocol):
     """What callers wait for: a `Generation`, or a `Reading`."""
 
     arrival: int
+    priority: int
     adapter: LoadedAdapter
     samples: Sequence[Sample]
     error: str | None

@@ -11,7 +11,7 @@ import pytest
 import slow_sampling as slow
 from naive import GREEDY, PROMPTS, RULE, V, hashed, naive
 
-import optlm.engine.llm
+import optlm.engine.engine
 from engine_fakes import FakeRunner, text_llm, tiny_config
 from optlm.engine.llm import LLM
 from optlm.engine.outputs import RequestOutput
@@ -240,7 +240,7 @@ def test_an_interruption_leaves_the_engine_usable(
         "forward": (llm._runner, "forward_best"),
         "schedule": (llm._scheduler, "_grow"),
         "complete": (llm._scheduler, "_name"),
-        "accept": (optlm.engine.llm, "accept_best"),
+        "accept": (optlm.engine.engine, "accept_best"),
     }[where]
     original = getattr(owner, name)
     calls = 0

@@ -7,19 +7,9 @@ against it.
 Shapes: B sequences, T new tokens, S all tokens (cached and new), D hidden size, E embedding width,
 H heads, K head width, F feed-forward width, V vocabulary.
 
-Hook points are identity modules: a forward hook on one sees the value and may replace it. Those of
-layer i begin with `layers.i.`.
-
-| name                                    | value                                  | shape        |
-|-----------------------------------------|----------------------------------------|--------------|
-| `hook_embed`, `hook_pos_embed`          | token and position embedding           | (B, T, D)    |
-| `hook_resid_pre`, `_mid`, `_post`       | before, inside and after the layer     | (B, T, D)    |
-| `self_attn.hook_q`, `_k`, `_v`          | scaled query, key, value, new tokens   | (B, H, T, K) |
-| `self_attn.hook_probs`                  | attention probabilities (slow path)    | (B, H, T, S) |
-| `self_attn.hook_heads`                  | each head's output, before out_proj    | (B, T, H, K) |
-| `hook_attn_out`, `hook_ffn_out`         | what each block adds                   | (B, T, D)    |
-| `hook_ffn_pre`, `hook_ffn_act`          | units before and after the activation  | (B, T, F)    |
-| `hook_final`                            | what the head reads                    | (B, T, E)    |
+Hook points are identity modules: a forward hook on one sees the value and may return another.
+Unless a hook does, the numbers are those of a pass without hooks, bit by bit. The table of all
+points is in docs/interpretability.md, and `optlm.interpret.points` holds it as data.
 """
 
 from __future__ import annotations
@@ -93,7 +83,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, d, bias=bias)
         self.q_proj = nn.Linear(d, d, bias=bias)
         self.out_proj = nn.Linear(d, d, bias=bias)
-        self.hook_q, self.hook_k, self.hook_v, self.hook_probs, self.hook_heads = _hooks(5)
+        self.hook_in, self.hook_q, self.hook_k, self.hook_v = _hooks(4)
+        self.hook_probs, self.hook_heads = _hooks(2)
         self.heads = config.num_attention_heads
         self.scale = config.head_dim**-0.5
         self.dropout = config.attention_dropout
@@ -104,22 +95,28 @@ class Attention(nn.Module):
         """Attend from x (B, T, D); `mask` (B, 1, T, S) is True where a token may look.
 
         No mask means plain causal attention without `past`. Returns what to add to the residual,
-        the keys and values of all S tokens, and the probabilities if they were formed.
+        the keys and values of all S tokens, and the probabilities if they were formed. The fused
+        kernel mixes the values unless a hook returned other probabilities (a clone will do), which
+        are then used as they are.
         """
+        x = self.hook_in(x)
         q = self.hook_q(self._split(self.q_proj(x) * self.scale))  # scaled after the bias
         k = self.hook_k(self._split(self.k_proj(x)))
         v = self.hook_v(self._split(self.v_proj(x)))
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         dropout = self.dropout if self.training else 0.0
-        probs = None
+        formed: Tensor | None = None
+        probs: Tensor | None = None
         if want_probs or self.hook_probs._forward_hooks:
-            probs = self.hook_probs(self._probs(q, k, mask))
-            mixed = F.dropout(probs, dropout) @ v
-        else:
+            formed = self._probs(q, k, mask)
+            probs = self.hook_probs(formed)
+        if probs is None or probs is formed:  # only watched, if at all
             mixed = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
             )
+        else:
+            mixed = F.dropout(probs, dropout) @ v
         heads = self.hook_heads(mixed.transpose(1, 2))
         return self.out_proj(heads.flatten(2)), (k, v), probs
 
@@ -144,7 +141,8 @@ class Layer(nn.Module):
         self.fc2 = nn.Linear(f, d, bias=bias)
         self.final_layer_norm = _norm(config)  # the feed-forward block's, before or after it
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = _hooks(3)
-        self.hook_attn_out, self.hook_ffn_pre, self.hook_ffn_act, self.hook_ffn_out = _hooks(4)
+        self.hook_attn_out, self.hook_ffn_in, self.hook_ffn_pre = _hooks(3)
+        self.hook_ffn_act, self.hook_ffn_out = _hooks(2)
         self.activation = _ACTIVATIONS[config.activation_function]
         self.norm_before = config.do_layer_norm_before
         self.dropout = config.dropout
@@ -158,7 +156,7 @@ class Layer(nn.Module):
         x = x + self.hook_attn_out(F.dropout(h, self.dropout, self.training))
         x = x if self.norm_before else self.self_attn_layer_norm(x)
         x = self.hook_resid_mid(x)
-        h = self.final_layer_norm(x) if self.norm_before else x
+        h = self.hook_ffn_in(self.final_layer_norm(x) if self.norm_before else x)
         h = self.hook_ffn_act(self.activation(self.hook_ffn_pre(self.fc1(h))))
         x = x + self.hook_ffn_out(F.dropout(self.fc2(h), self.dropout, self.training))
         x = x if self.norm_before else self.final_layer_norm(x)
@@ -384,6 +382,8 @@ def _shifted_loss(logits: Tensor, labels: Tensor) -> Tensor:
 @contextmanager
 def hooked(model: OPT, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[OPT]:
     """Attach functions to hook points by name while the block runs; a returned tensor replaces.
+
+    Functions must not change the value that they are given in place.
 
     Raises:
         ConfigError: no hook point has that name.

@@ -17,6 +17,7 @@ LAYERS = (
     {"score"},
     {"train", "interpret", "uncertainty"},
     {"evaluate", "serve"},
+    {"batch"},
     {"cli"},
 )
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}

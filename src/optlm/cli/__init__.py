@@ -29,6 +29,7 @@ COMMANDS = {
     "generate": "continue a text",
     "score": "tell how likely a text is",
     "uncertainty": "tell how sure a model is, and how far to believe it",
+    "batch": "run a file of prompts, whatever crashes",
     "info": "show what a model is and what it needs",
     "doctor": "list every fault of a checkpoint",
     "convert": "rewrite a checkpoint in Hugging Face's layout",

@@ -1,8 +1,8 @@
 """`AsyncLLM`: one engine on a thread of its own, many asyncio callers.
 
 The thread is the only one that touches the `LLM`. Callers talk to it through a queue of commands;
-results come back through each caller's event loop. A caller that goes away aborts its request. When
-the engine dies, everyone who waits is told, and later calls are refused.
+results come back through each caller's event loop. A caller that goes away aborts its request
+before the next step. When the engine dies, everyone who waits is told, and later calls are refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from optlm.engine.outputs import EmbedOutput, RequestOutput, ScoreOutput, Stream
 from optlm.engine.params import SamplingParams
 from optlm.engine.pooling import Pooling
 from optlm.engine.prompts import OnePrompt
+from optlm.engine.stats import EngineStats
 from optlm.engine.windows import join_scores
 from optlm.errors import EngineError
 
@@ -34,6 +35,7 @@ class _Ticket:
 
     def __init__(self, collect: Callable[[list[Generation]], Sequence[Any]]) -> None:
         self.jobs: list[Generation] = []  # the engine thread's
+        self.wants = True  # whether the caller has read what was sent
         self._collect = collect
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -47,7 +49,11 @@ class _Ticket:
         if failed is not None:
             self.send(EngineError(failed))
             return
-        for item in self._collect(self.jobs):
+        if not (self.wants or self.finished):
+            return  # a slow reader finds all that is new in one piece when it comes back
+        items = self._collect(self.jobs)
+        self.wants = not items
+        for item in items:
             self.send(item)
 
     def send(self, item: Any) -> None:
@@ -55,6 +61,8 @@ class _Ticket:
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
 
     async def receive(self) -> Any:
+        if self._inbox.empty():
+            self.wants = True
         item = await self._inbox.get()
         if isinstance(item, BaseException):
             raise item
@@ -88,6 +96,10 @@ class AsyncLLM:
         self._commands.put(None)
         self._thread.join()
 
+    def stats(self) -> EngineStats:
+        """Numbers for a metrics page; waits for nothing."""
+        return self._llm.stats()
+
     async def generate(
         self, prompt: OnePrompt, params: SamplingParams, *, priority: int = 0
     ) -> RequestOutput:
@@ -101,7 +113,11 @@ class AsyncLLM:
     async def stream(
         self, prompt: OnePrompt, params: SamplingParams, *, priority: int = 0
     ) -> AsyncGenerator[StreamOutput, None]:
-        """Yield increments of one prompt; see `LLM.stream`. Closing the iterator aborts it."""
+        """Yield increments of one prompt; see `LLM.stream`. Closing the iterator aborts it.
+
+        What comes while the caller is busy with an increment waits in the request and is one
+        increment (of each output) afterwards: a slow reader makes no queue grow.
+        """
         ticket = _Ticket(lambda jobs: jobs[0].take())
         submit = partial(self._llm.submit, prompt, params, stream=True, priority=priority)
         with self._serving(ticket, submit):

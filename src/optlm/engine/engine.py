@@ -6,7 +6,7 @@ What `LLM` and `AsyncLLM` stand on. It reads no files and waits for nothing.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from optlm.config import OPTConfig
 from optlm.engine.adapters import Adapters
@@ -24,6 +24,7 @@ from optlm.engine.request import Request, admit_prompt, as_token_ids
 from optlm.engine.runner import Runner
 from optlm.engine.scheduler import Scheduler
 from optlm.engine.search import Search, make_search
+from optlm.engine.stats import Counters, EngineStats
 from optlm.engine.tree import TokenTree
 from optlm.engine.tree_reader import TreeReader
 from optlm.engine.windows import plan_windows
@@ -49,6 +50,7 @@ class Engine(RunsJobs):
         self._max_blocks = -(-context // runner.block_size)
         self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
         self._arrivals = 0
+        self._counters = Counters()
         self._adapters = Adapters(runner, None)
         self.lock = new_lock()
         self._reset()
@@ -62,6 +64,7 @@ class Engine(RunsJobs):
             max_sequences=self._max_sequences,
             max_logit_rows=max(_LOGIT_ROWS, self._max_sequences),
             prefix_cache=self._prefix_cache,
+            counters=self._counters,
         )
 
     # ---- one step ------------------------------------------------------------------------------
@@ -77,7 +80,8 @@ class Engine(RunsJobs):
         """Queue one prompt; `step` works on it until its `finished` is true.
 
         Args:
-            priority: lower goes first; among equals the first to come.
+            priority: lower goes first, and has those that run with a higher number give their
+                place back when there is none left; among equals the first to come.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served.
@@ -156,6 +160,7 @@ class Engine(RunsJobs):
         scheduled = self._scheduler.schedule()
         if scheduled:
             arrays = self._arrays.fill(scheduled)
+            before = sum(len(request.tokens) for request in scheduled)
             if all(request.owner.takes_best for request in scheduled):
                 accept_best(scheduled, self._runner.forward_best(*arrays))
             elif any(request.reads_hidden for request in scheduled):
@@ -164,8 +169,22 @@ class Engine(RunsJobs):
                 accept_logits(scheduled, logits)
             else:
                 accept_logits(scheduled, self._runner.forward(*arrays))
+            now = sum(len(request.tokens) for request in scheduled)
+            self._counters.generated_tokens += now - before
             self._scheduler.complete(scheduled)
             self._retire(scheduled)
+
+    def stats(self) -> EngineStats:
+        """Numbers for a metrics page; any thread may ask, and waits for nothing."""
+        scheduler, searches = self._scheduler, len(self._searches)
+        pool = scheduler.pool
+        return EngineStats(
+            running=len(scheduler.running) + min(searches, 1),
+            waiting=len(scheduler.waiting) + max(searches - 1, 0),
+            blocks_used=pool.num_blocks - pool.num_free,
+            blocks_total=pool.num_blocks,
+            **asdict(self._counters),
+        )
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -173,6 +192,7 @@ class Engine(RunsJobs):
         search = self._searches[0]
         search.step()
         if search.generation.finished:
+            search.generation.count(self._counters)
             self._drop_search(search)
 
     def _queue_search(self, search: Search) -> None:

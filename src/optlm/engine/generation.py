@@ -23,6 +23,7 @@ from optlm.engine.pooling import Pool
 from optlm.engine.request import Request
 from optlm.engine.runner import NOT_FINITE
 from optlm.engine.sampling import Chooser, chosen_logprobs, log_softmax, token_logprobs
+from optlm.engine.stats import Counters
 from optlm.engine.text import TextStream
 from optlm.errors import EngineError
 
@@ -270,6 +271,12 @@ class Generation:
         """Finish because the model gave NaN or infinity."""
         self.error = "the model's logits are not finite; the checkpoint is damaged"
         self.end("abort")
+
+    def count(self, counters: Counters) -> None:
+        """Add what a search read and chose to an engine's totals."""
+        counters.prompt_tokens += len(self.prompt.token_ids)
+        outputs = self._completions or self.samples
+        counters.generated_tokens += sum(len(output.token_ids) for output in outputs)
 
     def check(self) -> None:
         """Raise the error that ended the generation, if one did."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from optlm.engine.adapters import LoadedAdapter
 from optlm.engine.generation import Sample
+from optlm.engine.stats import Counters
 from optlm.engine.tree import TokenTree
 from optlm.errors import EngineError
 
@@ -82,6 +83,13 @@ class Reading:
 
     def end(self, reason: str) -> None:
         self.finished = True
+
+    def count(self, counters: Counters) -> None:
+        """Add what was read to an engine's totals."""
+        tokens = self.num_forward_tokens + self.num_cached_tokens
+        counters.prompt_tokens += tokens
+        counters.prefix_queries += tokens
+        counters.prefix_hits += self.num_cached_tokens
 
     def check(self) -> None:
         """Raise the error that ended the reading, if one did."""

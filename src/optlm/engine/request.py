@@ -89,6 +89,11 @@ class Request:
         self.num_named = 0  # blocks[:num_named] can be found by their digests
         self.owner = owner  # whose sequence it is; the scheduler never looks
 
+    @property
+    def priority(self) -> int:
+        """Lower goes first."""
+        return self.key[0]
+
     def name_blocks(self, block_size: int) -> list[bytes]:
         """Return the digests of all full blocks of the tokens so far."""
         digests = self.digests

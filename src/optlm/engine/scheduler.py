@@ -1,21 +1,24 @@
 """`Scheduler`: which requests run in the next step, and how many tokens of each.
 
 Continuous batching: every step carries one token of every decoding request and, within the token
-budget, chunks of prompts. Requests are served in order of arrival; when blocks run out, the latest
-arrival gives its blocks back and is computed again later (its finished blocks may still be found by
-name then). It sees integers only.
+budget, chunks of prompts (`optlm.engine.budget`). Requests are served by priority, then in order of
+arrival; when blocks run out, the last of them gives its blocks back and is computed again later
+(its finished blocks may still be found by name then). It sees integers only.
 
-Why it cannot hang: a request is only added if it fits an empty pool, the oldest running one is
-never preempted for another, and the oldest waiting one is admitted whenever nothing runs.
+Why it cannot hang: a request is only added if it fits an empty pool, the first running one is never
+preempted but for a waiting one of higher priority, and the first waiting one is admitted whenever
+nothing runs.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from optlm.engine.blocks import BlockPool
+from optlm.engine.budget import Budget, tokens_left
 from optlm.engine.request import Request
+from optlm.engine.stats import Counters
 from optlm.errors import RequestError
 
 __all__ = ["Scheduler"]
@@ -29,6 +32,7 @@ class Scheduler:
         max_sequences: most requests that run at the same time, at most `max_batch_tokens`.
         max_logit_rows: most logit rows a step, at least `max_sequences`.
         prefix_cache: whether computed blocks are reused by requests that begin alike.
+        counters: counted on; new ones when None.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Scheduler:
         max_sequences: int,
         max_logit_rows: int,
         prefix_cache: bool = True,
+        counters: Counters | None = None,
     ) -> None:
         assert 1 <= max_sequences <= min(max_batch_tokens, max_logit_rows)
         self.pool = pool
@@ -46,9 +51,13 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.max_logit_rows = max_logit_rows
         self.prefix_cache = prefix_cache
+        self.counters = counters or Counters()
         self.running: list[Request] = []  # by key
         self.waiting: list[Request] = []  # by key
-        self.num_preemptions = 0
+
+    @property
+    def num_preemptions(self) -> int:
+        return self.counters.preemptions
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -81,33 +90,26 @@ class Scheduler:
 
     def schedule(self) -> list[Request]:
         """Choose the requests of the next step, set their `num_scheduled`, give them blocks."""
+        self._yield_to_urgent()
         scheduled: list[Request] = []
-        tokens_left, rows_left = self.max_batch_tokens, self.max_logit_rows
-        prefilling = False
+        decoding = sum(tokens_left(request) == 1 for request in self.running)
+        budget = Budget(
+            self.max_batch_tokens - decoding, self.max_logit_rows - decoding, self._prompts()
+        )
         index = 0
         while index < len(self.running):
             request = self.running[index]
-            count = len(request.tokens) - request.num_computed
-            decoding = count == 1
-            if not decoding:
-                if not prefilling:  # from here on, keep room for every decoding request
-                    prefilling = True
-                    later = sum(_is_decoding(other) for other in self.running[index:])
-                    tokens_left -= later
-                    rows_left -= later
-                count = self._chunk(request, count, tokens_left, rows_left)
+            count = 1 if tokens_left(request) == 1 else budget.take(request)
             if not self._grow(request, request.num_computed + count):
                 break
             index += 1
-            if count == 0:
-                continue
             request.num_scheduled = count
-            scheduled.append(request)
-            if not (decoding and prefilling):
-                tokens_left -= count
-                rows_left -= _rows(request, count)
+            if count:
+                scheduled.append(request)
         if self.waiting:
-            self._admit(scheduled, tokens_left, rows_left)
+            self._admit(scheduled, budget)
+        if not budget.is_spent:
+            self._top_up(scheduled, budget)
         return scheduled
 
     def complete(self, scheduled: Iterable[Request]) -> None:
@@ -145,13 +147,21 @@ class Scheduler:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _chunk(self, request: Request, count: int, tokens_left: int, rows_left: int) -> int:
-        """Return how many of `count` prompt tokens the budgets allow."""
-        count = max(min(count, tokens_left), 0)
-        if request.reads_hidden:
-            return count
-        without_rows = max(request.next_row - request.num_computed, 0)
-        return max(min(count, without_rows + rows_left), 0)
+    def _prompts(self) -> Iterator[Request]:
+        """What may be read in the next step, in order."""
+        for request in self.running:
+            if tokens_left(request) > 1:
+                yield request
+        yield from self.waiting[: self.max_sequences - len(self.running)]
+
+    def _yield_to_urgent(self) -> None:
+        """Preempt for a waiting request what runs with a higher number of priority."""
+        while self.waiting and self.running:
+            urgent, victim = self.waiting[0], self.running[-1]
+            has_room = len(self.running) < self.max_sequences and self._find(urgent) is not None
+            if urgent.priority >= victim.priority or has_room:
+                return
+            self._preempt(victim)
 
     def _grow(self, request: Request, end: int) -> bool:
         """Give the request blocks for tokens[:end]; False if it was preempted itself."""
@@ -166,23 +176,54 @@ class Scheduler:
             self._append(request, self.pool.allocate())
         return True
 
-    def _admit(self, scheduled: list[Request], tokens_left: int, rows_left: int) -> None:
-        while self.waiting and tokens_left > 0 and rows_left > 0:
-            request = self.waiting[0]
-            if len(self.running) >= self.max_sequences or not self._reserve(request):
+    def _admit(self, scheduled: list[Request], budget: Budget) -> None:
+        """Let waiting requests run; a long prompt lets short ones pass while another is read."""
+        index = 0
+        while index < len(self.waiting) and not budget.is_spent:
+            request = self.waiting[index]
+            if len(self.running) >= self.max_sequences:
                 return
-            del self.waiting[0]
+            if not budget.allows(request):
+                index += 1
+                continue
+            if not self._reserve(request):
+                return
+            del self.waiting[index]
             insort(self.running, request, key=_key)
-            left = len(request.tokens) - request.num_computed
-            count = self._chunk(request, left, tokens_left, rows_left)
+            count = budget.take(request)
             self._grow(request, request.num_computed + count)
             request.num_scheduled = count
             scheduled.append(request)
-            tokens_left -= count
-            rows_left -= _rows(request, count)
+
+    def _top_up(self, scheduled: list[Request], budget: Budget) -> None:
+        """Give to prompts what was kept for others that did not come, within the free blocks."""
+        size = self.pool.block_size
+        for request in scheduled:
+            end = request.num_computed + request.num_scheduled
+            if end == len(request.tokens):
+                continue
+            room = (len(request.blocks) + self.pool.num_free) * size - end
+            count = budget.take_more(request, room)
+            self._grow(request, end + count)
+            request.num_scheduled += count
 
     def _reserve(self, request: Request) -> bool:
         """Share the cached prefix if the rest of the request's tokens has room too."""
+        found = self._find(request)
+        if found is None:
+            return False
+        for block in found:
+            self.pool.share(block)
+            self._append(request, block)
+        request.num_named = len(found)
+        request.num_computed = len(found) * self.pool.block_size
+        if request.num_cached < 0:
+            request.num_cached = request.num_computed
+            self._count(request)
+        return True
+
+    def _find(self, request: Request) -> list[int] | None:
+        """The blocks of its cached prefix; None if the rest of its tokens has no room."""
         pool = self.pool
         found: list[int] = []
         if self.prefix_cache:
@@ -192,16 +233,13 @@ class Scheduler:
         needed = -(-len(request.tokens) // pool.block_size) - len(found)
         # One block more for each running request, which may cross into its next block any moment.
         free = pool.num_free - pool.num_unreferenced(found) - len(self.running)
-        if needed > free:
-            return False
-        for block in found:
-            pool.share(block)
-            self._append(request, block)
-        request.num_named = len(found)
-        request.num_computed = len(found) * pool.block_size
-        if request.num_cached < 0:
-            request.num_cached = request.num_computed
-        return True
+        return found if needed <= free else None
+
+    def _count(self, request: Request) -> None:
+        self.counters.prompt_tokens += request.num_prompt
+        if self.prefix_cache:
+            self.counters.prefix_queries += request.num_prompt
+            self.counters.prefix_hits += request.num_cached
 
     def _append(self, request: Request, block: int) -> None:
         request.block_table[len(request.blocks)] = block
@@ -215,7 +253,7 @@ class Scheduler:
         request.num_named = request.num_computed // size
 
     def _preempt(self, request: Request) -> None:
-        self.num_preemptions += 1
+        self.counters.preemptions += 1
         self.running.remove(request)
         self._release(request)
         insort(self.waiting, request, key=_key)
@@ -228,14 +266,3 @@ class Scheduler:
 
 def _key(request: Request) -> tuple[int, ...]:
     return request.key
-
-
-def _is_decoding(request: Request) -> bool:
-    return len(request.tokens) - request.num_computed == 1
-
-
-def _rows(request: Request, count: int) -> int:
-    """Logit rows of the next `count` tokens of a request."""
-    if request.reads_hidden:
-        return 0
-    return max(request.num_computed + count - max(request.num_computed, request.next_row), 0)

@@ -20,6 +20,7 @@ from optlm.engine.outputs import Completion
 from optlm.engine.runner import Runner
 from optlm.engine.sampling import keep_top_k, log_softmax
 from optlm.engine.scheduler import Scheduler
+from optlm.engine.stats import Counters
 from optlm.errors import RequestError
 
 __all__ = ["BeamSearch", "ContrastiveSearch", "Job", "Search", "make_search"]
@@ -40,6 +41,7 @@ class Job(Protocol):
     def finished(self) -> bool: ...
     def end(self, reason: str, /) -> None: ...
     def check(self) -> None: ...
+    def count(self, counters: Counters, /) -> None: ...
 
 
 class HoldsBlocks(Protocol):

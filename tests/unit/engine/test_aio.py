@@ -170,3 +170,94 @@ def test_closing_tells_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main())
     assert not llm.has_work
     llm.check_integrity()
+
+
+def test_a_slow_reader_gets_all_in_few_pieces() -> None:
+    llm = make()
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    wanted = make().generate([2, 5], params)[0].token_ids
+
+    async def main() -> None:
+        async with AsyncLLM(llm) as engine:
+            stream = engine.stream([2, 5], params)
+            pieces = [await anext(stream)]
+            assert len((await engine.generate([2, 9], params)).token_ids) == 50  # meanwhile
+            (ticket,) = engine._tickets
+            assert ticket._inbox.qsize() <= 2
+            pieces += [piece async for piece in stream]
+            assert len(pieces) <= 4
+            assert [i for piece in pieces for i in piece.token_ids] == wanted
+            assert pieces[-1].result is not None
+
+    run(main())
+
+
+def test_a_caller_that_leaves_is_gone_before_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = make()
+    forward, running = llm._runner.forward_best, []
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.01)
+        running.append((engine_has_left, len(args[2]) - 1))
+        return forward(*args)
+
+    monkeypatch.setattr(llm._runner, "forward_best", slow)
+    endless = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    engine_has_left = False
+
+    async def main() -> None:
+        nonlocal engine_has_left
+        async with AsyncLLM(llm) as engine:
+            stays = asyncio.create_task(engine.generate([2, 9], endless))
+            leaves = engine.stream([2, 5], endless)
+            await anext(leaves)
+            await leaves.aclose()
+            engine_has_left = True
+            await stays
+            assert engine.stats().blocks_used == 0
+
+    run(main())
+    after = [count for left, count in running if left]
+    assert after[:1] in ([1], [2])  # one step may have been under way
+    assert set(after[1:]) == {1}
+
+
+def test_stats_add_up() -> None:
+    async def main() -> None:
+        async with AsyncLLM(make(num_blocks=20)) as engine:
+            assert engine.stats().blocks_total == 20
+            await asyncio.gather(*(engine.generate(p, GREEDY) for p in PROMPTS))
+            await engine.generate(
+                [2, 5], SamplingParams(temperature=0, beam_width=2, max_tokens=3, ignore_eos=True)
+            )
+            await engine.generate(PROMPTS[0], GREEDY)
+            stats = engine.stats()
+            assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+            assert stats.prompt_tokens == 41 * 6 + 2
+            assert stats.generated_tokens == 41 * 9 + 3
+            assert stats.prefix_queries == 41 * 6
+            assert stats.preemptions > 0
+            await engine.generate(PROMPTS[0], GREEDY)
+            assert engine.stats().prefix_hits == stats.prefix_hits + 4  # a block of it
+
+    run(main())
+
+
+def test_the_urgent_overtakes() -> None:
+    llm = make(max_batch_tokens=2)
+    done: list[str] = []
+
+    async def main() -> None:
+        async with AsyncLLM(llm) as engine:
+
+            async def ask(name: str, priority: int) -> None:
+                await engine.generate([2, 5], GREEDY, priority=priority)
+                done.append(name)
+
+            await asyncio.gather(*(ask(f"late{i}", 5) for i in range(8)), ask("urgent", -1))
+            for bad in (1.5, "high", 2**40, True):
+                with pytest.raises(RequestError, match="priority"):
+                    await engine.generate([2], GREEDY, priority=bad)  # type: ignore[arg-type]
+
+    run(main())
+    assert "urgent" in done[:3]

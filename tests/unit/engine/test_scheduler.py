@@ -32,9 +32,11 @@ def make(
     )
 
 
-def request(tokens: list[int], output: int = 4, next_row: int | None = None) -> Request:
+def request(
+    tokens: list[int], output: int = 4, next_row: int | None = None, priority: int = 0
+) -> Request:
     return Request(
-        (next(arrivals), 0),
+        (priority, next(arrivals), 0),
         list(tokens),
         max_total=len(tokens) + output,
         max_blocks=32,
@@ -42,7 +44,7 @@ def request(tokens: list[int], output: int = 4, next_row: int | None = None) -> 
     )
 
 
-def step(scheduler: Scheduler) -> dict[tuple[int, int], int]:
+def step(scheduler: Scheduler) -> dict[tuple[int, ...], int]:
     """One engine step with a model that always says 1; tokens scheduled by key."""
     scheduled = scheduler.schedule()
     scheduler.check_integrity()
@@ -161,7 +163,7 @@ def test_the_oldest_is_never_preempted_for_a_newer_one() -> None:
     requests = [request([i] * 5, output=16) for i in range(20, 26)]
     for one in requests:
         scheduler.add(one)
-    finished: list[tuple[int, int]] = []
+    finished: list[tuple[int, ...]] = []
     while scheduler.running or scheduler.waiting:
         step(scheduler)
         for one in requests:
@@ -224,7 +226,7 @@ def test_rows_of_decoding_requests_come_first() -> None:
         seen.append(counts[scored.key])
     assert seen == [3, 3, 3, 3]
     older = request(list(range(200, 230)), output=1, next_row=0)
-    older.key = (-1, 0)  # comes before the decoding ones in the queue
+    older.key = (0, -1, 0)  # comes before the decoding ones in the queue
     scheduler.remove(scored)
     scheduler.add(older)
     for _ in range(3):
@@ -307,3 +309,83 @@ def test_check_integrity_sees_faults(fault: str) -> None:
         pool._by_digest.clear()
     with pytest.raises(AssertionError):
         pool.check_integrity(tables)
+
+
+# ---- fair shares and priorities ------------------------------------------------------------------
+
+
+def test_short_prompts_behind_long_ones_are_read_at_once() -> None:
+    scheduler = make(num_blocks=64, tokens=8)
+    longs = [request(list(range(100 * i, 100 * i + 40)), output=1) for i in (1, 2)]
+    for one in longs:
+        scheduler.add(one)
+    assert step(scheduler) == {longs[0].key: 8}  # alone, the first takes all
+    shorts = [request([9, i, i], output=1) for i in range(4)]
+    for one in shorts:
+        scheduler.add(one)
+    assert step(scheduler) == {longs[0].key: 4, shorts[0].key: 3, shorts[1].key: 1}
+    counts = step(scheduler)
+    assert counts[longs[0].key] == 4
+    assert len(shorts[1].tokens) == 4
+    run(scheduler)
+
+
+def test_a_stream_of_short_prompts_at_most_halves_a_long_one() -> None:
+    scheduler = make(num_blocks=64, tokens=8)
+    long = request(list(range(100, 140)), output=1)
+    scheduler.add(long)
+    steps = 0
+    while len(long.tokens) == 40:
+        for i in range(4):
+            scheduler.add(request([9, steps, i], output=1))
+        assert step(scheduler)[long.key] >= min(4, 40 - long.num_computed)
+        steps += 1
+    assert steps <= 2 * 40 // 8
+
+
+def test_what_was_kept_for_prompts_without_room_is_not_lost() -> None:
+    for num_blocks, wanted in ((12, [22, 18]), (11, [30])):  # 6 blocks, 5, and 1 for the first
+        scheduler = make(num_blocks=num_blocks, tokens=40)
+        scheduler.add(request(list(range(100, 130)), output=1))
+        scheduler.add(request(list(range(200, 218)), output=1))
+        assert list(step(scheduler).values()) == wanted
+        run(scheduler)
+
+
+def test_rows_are_shared_too() -> None:
+    scheduler = make(num_blocks=64, tokens=64, rows=8)
+    scored = request(list(range(100, 160)), output=1, next_row=0)
+    scheduler.add(scored)
+    short = request([9, 9, 9], output=1)
+    scheduler.add(short)
+    assert step(scheduler) == {scored.key: 7, short.key: 3}
+
+
+def test_the_urgent_goes_first_and_takes_the_place_of_others() -> None:
+    scheduler = make(num_blocks=12, sequences=2)
+    slow = [request([20 + i] * 9, output=20) for i in range(3)]
+    for one in slow:
+        scheduler.add(one)
+    step(scheduler)
+    urgent = request([5] * 9, output=2, priority=-1)
+    lazy = request([6] * 3, output=2, priority=1)
+    for one in (lazy, urgent):
+        scheduler.add(one)
+    counts = step(scheduler)
+    assert list(counts) == [slow[0].key, urgent.key]
+    assert slow[1] in scheduler.waiting
+    order = []
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+        done = [r.key for r in (*slow, urgent, lazy) if len(r.tokens) == r.max_total]
+        order += [key for key in done if key not in order]
+    assert order[:3] == [urgent.key, slow[0].key, slow[1].key]
+    assert set(order) == {urgent.key, lazy.key, *(one.key for one in slow)}
+
+
+def test_equals_are_not_preempted_for_each_other() -> None:
+    scheduler = make(num_blocks=12, sequences=2)
+    for i in range(4):
+        scheduler.add(request([20 + i] * 9, output=6, priority=3))
+    run(scheduler)
+    assert scheduler.num_preemptions == 0

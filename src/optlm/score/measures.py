@@ -55,14 +55,14 @@ class TextMeasure:
             best = row.argmax()
             top = row[best]
             np.subtract(row, top, out=row)
+            if self._by_byte is not None:
+                self._by_byte.take(row, node)
             np.exp(row, out=row)
             total = row.sum(dtype=np.float64)
             values[:2] = float(top) + np.log(total), best
             if self._starts is not None:
                 begin = row[self._starts].sum(dtype=np.float64)
                 values[WORD_START] = np.log(begin / total) if begin > 0 else -np.inf
-            if self._by_byte is not None:
-                self._by_byte.take(row, float(total), node)
         return measured
 
 
@@ -101,18 +101,19 @@ class ByteMeasure:
         self._tokens = tree.tokens
         self._children = tree.children()
 
-    def take(self, weights: Float32, total: float, node: int) -> None:
-        """Measure the bytes of the tokens after `node` from exp(logits) (V,) and their sum."""
+    def take(self, logits: Float32, node: int) -> None:
+        """Measure the bytes of the tokens after `node` from logits (V,), the largest 0."""
         children = self._children[node]
         if not children:
             return
-        sums = np.concatenate([[0.0], np.cumsum(weights[self._ids], dtype=np.float64)])
+        weights = np.exp(logits, dtype=np.float64)  # single precision would lose the unlikely ones
+        sums = np.concatenate([[0.0], np.cumsum(weights[self._ids])])
         for child in children:
             token = self._tokens[child]
-            chain = [total]
+            chain = [float(weights.sum())]
             chain += [float(sums[end] - sums[begin]) for begin, end in self._spans(token)]
-            chain[-1] = max(float(weights[token]), np.finfo(np.float64).tiny)
-            logs = np.log(np.maximum(chain, np.finfo(np.float64).tiny))
+            chain[-1] = float(weights[token])
+            logs = np.log(np.maximum(chain, chain[-1]))  # a difference of sums may round to less
             parts = (logs[1:] - logs[:-1]).tolist()
             self.logprobs[child] = parts + [0.0] * (self._size(token) - len(parts))
 

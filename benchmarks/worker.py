@@ -7,6 +7,7 @@ no tokenizer is timed.
     {"op": "load", "folder": ..., "form": "int8", "threads": 2, "batch_tokens": 512}
         -> {"seconds": 1.2, "packages": {...}}
     {"op": "generate", "prompts": [[...]], "tokens": 33} -> {"seconds": 0.4, "tokens": [[...]]}
+    {"op": "score", "windows": [[...]]} -> {"seconds": 0.4, "totals": [...]}: ours and transformers
     {"op": "memory"} -> {"peak": ..., "resident": ...}
     {"op": "facts"}, {"op": "skip_zeros", "on": true}, {"op": "hash_logits", ...}: our engine only
 """
@@ -62,6 +63,13 @@ class Optlm:
 
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         return [output.token_ids for output in self.llm.generate(prompts, params)]
+
+    def score(self, windows: TokenLists) -> list[float]:
+        """Log-probability of each window, its first token given."""
+        from optlm.score import Scorer
+
+        scorer = Scorer(self.llm, convention="gptq", window=len(windows[0]))
+        return [scored.total for scored in scorer.tokens(windows)]
 
     def facts(self) -> dict[str, Any]:
         """Counts of the core; the active share is that of the steps since the last call."""
@@ -121,6 +129,18 @@ class Transformers:
             )
         result: TokenLists = out[:, ids.shape[1] :].tolist()
         return result
+
+    def score(self, windows: TokenLists) -> list[float]:
+        import torch
+
+        totals = []
+        for window in windows:
+            ids = torch.tensor([window])
+            with torch.inference_mode():
+                logits = self.model(ids).logits[0, :-1].float()
+                loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+            totals.append(-loss.item())
+        return totals
 
 
 class CTranslate2:
@@ -191,6 +211,9 @@ def answer(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
         if [len(row) for row in tokens] != [request["tokens"]] * len(request["prompts"]):
             raise RuntimeError(f"asked {request['tokens']} tokens, got {[len(r) for r in tokens]}")
         return {"seconds": seconds, "tokens": tokens}
+    if op == "score":
+        totals = engine.score(request["windows"])
+        return {"seconds": time.perf_counter() - start, "totals": totals}
     if op == "memory":
         return memory()
     return {"result": getattr(engine, op)(**request)}

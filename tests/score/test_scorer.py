@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from score_bench import Bench
 
 from optlm.errors import ContextLengthError, RequestError
 from optlm.score import Scorer, document
+from variants import VARIANTS, make_state, write_checkpoint
 
 TEXT = "the cat sat on the mat and then the other cats went to their home in the rain again"
 LONG = " ".join([TEXT] * 8)
@@ -152,3 +154,64 @@ def test_bad_options(base: Bench) -> None:
         Scorer(base.llm, convention="gptq", stride=3)
     with pytest.raises(RequestError, match="no adapter 'x' is loaded; there are none"):
         Scorer(base.llm, adapter="x")
+
+
+def test_ranking(base: Bench) -> None:
+    scorer = Scorer(base.llm)
+    context, endings = "the cat sat on", [" the mat", " mat", " the other cats went"]
+    scored = scorer.continuations(context, endings, reference="the")
+    for normalize, scores in {
+        "sum": [s.total for s in scored],
+        "tokens": [s.total / len(s.token_ids) for s in scored],
+        "bytes": [s.total / len(e.strip()) for s, e in zip(scored, endings, strict=True)],
+        "information": [s.information for s in scored],
+    }.items():
+        ranking = scorer.rank(context, endings, normalize=normalize, reference="the")
+        assert ranking.scores == pytest.approx(scores)
+        assert ranking.best == int(np.argmax(scores))
+        assert ranking.margin == pytest.approx(sorted(scores)[-1] - sorted(scores)[-2])
+
+
+@pytest.mark.parametrize(
+    ("endings", "normalize", "message"),
+    [
+        ([" a"], "sum", "a list of at least two"),
+        (" a", "sum", "a list of at least two"),
+        ([" a", " a"], "tokens", "endings 0 and 1 are both ' a'"),
+        ([" yes", " yes sir"], "sum", "its summed log-probability can never be lower"),
+        ([" a", " "], "sum", "ending 1 is ' '; it must be a text"),
+        ([" a", 3], "sum", "ending 1 is 3; it must be a text"),
+        ([" a", " b"], "mean", "normalize is 'mean'; use one of sum, tokens"),
+    ],
+)
+def test_rankings_that_mean_nothing(
+    base: Bench, endings: list[str], normalize: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        Scorer(base.llm).rank("the cat", endings, normalize=normalize)  # type: ignore[arg-type]
+
+
+def test_endings_that_begin_alike_are_ranked_by_tokens(base: Bench) -> None:
+    ranking = Scorer(base.llm).rank("the cat", [" sat", " sat on"], normalize="tokens")
+    assert len(ranking.scores) == 2
+
+
+def test_weights_that_are_not_finite(base: Bench, tmp_path: Path) -> None:
+    from optlm import LLM
+    from optlm.errors import CheckpointError
+
+    state = make_state(VARIANTS["base"])
+    state["model.decoder.layers.0.fc1.weight"][0, 0] = np.nan
+    folder = write_checkpoint(tmp_path, VARIANTS["base"], state)
+    with pytest.raises(CheckpointError, match="fc1.weight holds NaN or infinity"):
+        LLM(folder)
+
+
+@pytest.mark.parametrize(("dtype", "nats"), [("bf16", 0.1), ("int8", 0.3)])
+def test_smaller_formats_stay_close(bench: Bench, dtype: str, nats: float) -> None:
+    """A mean over tokens of a tiny random model with large weights; docs/scoring.md has others."""
+    from optlm import LLM
+
+    exact = Scorer(bench.llm).tokens(TEXT)[0]
+    rounded = Scorer(LLM(bench.folder, dtype=dtype, threads=1)).tokens(TEXT)[0]  # type: ignore[arg-type]
+    assert 0 < abs(exact.mean - rounded.mean) < nats

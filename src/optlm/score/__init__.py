@@ -3,6 +3,7 @@
     scorer = Scorer(LLM())
     scorer.tokens(["A text."])                    -> [ScoredText]
     scorer.continuations("2 + 2 =", [" 4", " 5"]) -> [ContinuationScore], their context read once
+    scorer.rank("2 + 2 =", [" 4", " 5"]).best     -> 0, perhaps
     scorer.pairs([("good", "bad")])               -> [PairScore]
 
 `word_scores`, `sentence_scores` and `byte_scores` cut a ScoredText into spans; `document` sums
@@ -12,6 +13,7 @@ Every result knows its `Convention`: start token, windows, stride, what was coun
 
 from optlm.score.convention import CONVENTIONS, Convention
 from optlm.score.levels import byte_scores, sentence_scores, word_scores
+from optlm.score.ranking import Ranking
 from optlm.score.results import (
     ContinuationScore,
     DocumentScore,
@@ -28,6 +30,7 @@ __all__ = [
     "Convention",
     "DocumentScore",
     "PairScore",
+    "Ranking",
     "ScoredText",
     "Scorer",
     "SpanScore",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,9 @@ __all__ = [
     "SpanScore",
     "WindowScore",
     "document",
+    "exp_or_inf",
     "mean_perplexity",
+    "window_weights",
 ]
 
 
@@ -190,11 +192,11 @@ class DocumentScore:
 
     @property
     def word_perplexity(self) -> float:
-        return _exp(-self.total / self.num_words) if self.num_words else math.nan
+        return exp_or_inf(-self.total / self.num_words) if self.num_words else math.nan
 
     @property
     def byte_perplexity(self) -> float:
-        return _exp(-self.total / self.num_bytes) if self.num_bytes else math.nan
+        return exp_or_inf(-self.total / self.num_bytes) if self.num_bytes else math.nan
 
     def told(self) -> dict[str, Any]:
         """JSON form; undefined figures are null."""
@@ -224,21 +226,24 @@ def document(texts: Sequence[ScoredText]) -> DocumentScore:
     )
 
 
-def mean_perplexity(windows: Iterable[WindowScore], convention: Convention) -> float:
-    """Perplexity as the convention averages it; NaN when nothing is scored."""
-    windows = list(windows)
+def window_weights(windows: Sequence[WindowScore], convention: Convention) -> list[float]:
+    """How much each window's mean counts in the convention's average."""
     if convention.average == "tokens":
-        weights = [float(window.num_scored) for window in windows]
-    elif convention.average == "windows":
-        weights = [1.0 for _ in windows]
-    else:
-        weights = [float(window.weight) for window in windows]
+        return [float(window.num_scored) for window in windows]
+    if convention.average == "windows":
+        return [1.0 for _ in windows]
+    return [float(window.weight) for window in windows]
+
+
+def mean_perplexity(windows: Sequence[WindowScore], convention: Convention) -> float:
+    """Perplexity as the convention averages it; NaN when nothing is scored."""
+    weights = window_weights(windows, convention)
     whole = sum(weights)
     if not whole:
         return math.nan
     means = [window.total / window.num_scored for window in windows]
-    return _exp(-math.fsum(m * w for m, w in zip(means, weights, strict=True)) / whole)
+    return exp_or_inf(-math.fsum(m * w for m, w in zip(means, weights, strict=True)) / whole)
 
 
-def _exp(value: float) -> float:
+def exp_or_inf(value: float) -> float:
     return math.exp(value) if value < 709 else math.inf  # the largest double is exp(709.78)

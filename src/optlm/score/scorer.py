@@ -17,6 +17,7 @@ from optlm.errors import RequestError
 from optlm.score.continuations import Request, encode_pair
 from optlm.score.convention import Convention, as_convention
 from optlm.score.measures import WORD_START, ByteMeasure, TextMeasure, word_start_ids
+from optlm.score.ranking import Normalize, Ranking, check_endings, make_ranking
 from optlm.score.results import ContinuationScore, PairScore, ScoredText, WindowScore
 from optlm.score.spans import place_tokens
 from optlm.score.windows import Window, cut
@@ -179,6 +180,43 @@ class Scorer:
             for place, (context, continuation) in zip(
                 range(0, len(encoded), step), asked, strict=True
             )
+        ]
+
+    def rank(
+        self,
+        context: str,
+        endings: Sequence[str],
+        *,
+        normalize: Normalize = "sum",
+        reference: str = "",
+    ) -> Ranking:
+        """Rank the endings of one context; see `rank_all`."""
+        return self.rank_all([(context, endings)], normalize=normalize, reference=reference)[0]
+
+    def rank_all(
+        self,
+        questions: Sequence[tuple[str, Sequence[str]]],
+        *,
+        normalize: Normalize = "sum",
+        reference: str = "",
+    ) -> list[Ranking]:
+        """Rank the endings of each context.
+
+        Args:
+            normalize: what is compared; see `Ranking`.
+            reference: the context that "information" compares with; "" is the start token alone.
+
+        Raises:
+            RequestError: endings whose ranking would mean nothing; see `check_endings`.
+        """
+        for index, (_, endings) in enumerate(questions):
+            with naming_prompt(index, len(questions)):
+                check_endings(endings, normalize)
+        flat = [(context, ending) for context, endings in questions for ending in endings]
+        compares = reference if normalize == "information" else None
+        scored = iter(self.conditional(flat, reference=compares))
+        return [
+            make_ranking([next(scored) for _ in endings], normalize) for _, endings in questions
         ]
 
     # ---- inside --------------------------------------------------------------------------------

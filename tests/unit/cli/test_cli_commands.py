@@ -3,72 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 from cli_run import Run
 
-from optlm import LLM, PUBLISHED
+from optlm import PUBLISHED
 from optlm.checkpoint import open_checkpoint
 from variants import VARIANTS
 
 TEXT = "the cat sat on the mat"
-
-
-# ---- score --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_score_is_the_engine_s(run: Run, models: dict[str, Path], variant: str) -> None:
-    result = run("score", "--text", TEXT, "-m", models[variant], "--json", "--threads", 1)
-    record = json.loads(result.out)
-    scored = LLM(models[variant], threads=1).score(TEXT)[0]
-    assert record["nll"] == pytest.approx(-scored.total, rel=1e-12)
-    assert record["tokens"] == scored.num_scored == len(scored.token_ids) - 1
-    assert record["bytes"] == len(TEXT)
-    assert record["bits_per_byte"] == pytest.approx(scored.bits_per_byte)
-    assert record["perplexity"] == pytest.approx(scored.perplexity)
-
-
-def test_score_lists_tokens_and_totals(run: Run, base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT + "\n", encoding="utf-8")
-    plain = run("score", file, "-m", base).out.splitlines()
-    tokens = [json.loads(line.split(maxsplit=1)[1]) for line in plain[:-1]]
-    assert "".join(tokens) == TEXT
-    total = sum(float(line.split()[0]) for line in plain[:-1])
-    assert plain[-1].startswith(f"log-probability {total:.2f}"[:-1])
-    assert "bits per byte" in plain[-1]
-    piped = run("score", "-", "-m", base, "--no-tokens", stdin=TEXT.encode()).out
-    assert piped.splitlines() == plain[-1:]
-
-
-def test_score_by_line(run: Run, base: Path) -> None:
-    result = run("score", "-", "--lines", "--json", "--tokens", "-m", base, stdin=b"the cat\n\nmat")
-    records = [json.loads(line) for line in result.out.splitlines()]
-    assert [record["text"] for record in records] == ["the cat", "", "mat"]
-    empty = {"nll": 0.0, "tokens": 0, "bytes": 0, "bits_per_byte": None, "perplexity": None}
-    assert records[1] == empty | {"text": "", "token_logprobs": []}
-    for record in records:
-        total = math.fsum(entry["logprob"] for entry in record["token_logprobs"])
-        assert total == pytest.approx(-record["nll"])
-    plain = run("score", "-", "--lines", "--no-tokens", "-m", base, stdin=b"the cat\nmat").out
-    assert "all 2 lines\n" in plain
-
-
-def test_score_of_a_text_beyond_the_context(run: Run, base: Path) -> None:
-    long_text = "the cat " * 100
-    record = json.loads(run("score", "--text", long_text, "-m", base, "--json").out)
-    ids = LLM(base).tokenizer.encode(long_text)  # type: ignore[union-attr]
-    assert record["tokens"] == len(ids) - 1 > VARIANTS["base"].max_position_embeddings
-
-
-@pytest.mark.parametrize("arguments", [(), ("file", "--text", "x")])
-def test_score_needs_one_source(run: Run, arguments: tuple[str, ...]) -> None:
-    result = run("score", *arguments)
-    assert result.code == 2
-    assert "give a FILE" in result.err
 
 
 # ---- info, doctor, convert ----------------------------------------------------------------------

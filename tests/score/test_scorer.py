@@ -203,7 +203,7 @@ def test_weights_that_are_not_finite(base: Bench, tmp_path: Path) -> None:
     state = make_state(VARIANTS["base"])
     state["model.decoder.layers.0.fc1.weight"][0, 0] = np.nan
     folder = write_checkpoint(tmp_path, VARIANTS["base"], state)
-    with pytest.raises(CheckpointError, match="fc1.weight holds NaN or infinity"):
+    with pytest.raises(CheckpointError, match=r"fc1\.weight holds NaN or infinity"):
         LLM(folder)
 
 

@@ -41,10 +41,13 @@ class Item:
 
 def is_table(name: str) -> bool:
     """Whether a file holds records (JSON Lines, Parquet, TSV) by its ending, and not plain text."""
+    return _ending(name) in _TABLES
+
+
+def _ending(name: str) -> str:
+    """Of the file name, without that of a compression."""
     path = Path(name)
-    if path.suffix in _COMPRESSED:
-        path = Path(path.stem)
-    return path.suffix in _TABLES
+    return Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
 
 
 def read_items(names: Sequence[str], kind: Kind, fields: Sequence[str]) -> Iterator[Item]:
@@ -57,7 +60,7 @@ def read_items(names: Sequence[str], kind: Kind, fields: Sequence[str]) -> Itera
         CorpusError, ConfigError: a file is missing, damaged, not UTF-8, or of no known format.
     """
     for name in names:
-        if Path(name).suffix == ".tsv":
+        if _ending(name) == ".tsv":
             (file,) = find_inputs([name], format="text")
             rows: Iterator[tuple[str, Any]] = _tsv_rows(file, fields)
         else:

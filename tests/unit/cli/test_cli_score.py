@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_pairs(run: Run, base: Path, pairs: Path, tmp_path: Path) -> None:
         named = ["--fields", "right,wrong"] if head else []
         plain = run("score", table, "--pairs", "-m", base, *named).out
         assert plain.startswith(f"all  {sum(right) / 3:.1%} right")
+    packed = tmp_path / "packed.tsv.gz"
+    packed.write_bytes(gzip.compress(table.read_bytes()))
+    assert run("score", packed, "--pairs", "-m", base, "--fields", "right,wrong").out == plain
 
 
 def test_endings(run: Run, base: Path, tmp_path: Path) -> None:

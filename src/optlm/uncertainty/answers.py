@@ -1,0 +1,130 @@
+"""An answer as the model's own continuation: its tokens after a prompt, and samples of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from optlm.engine.params import SamplingParams
+from optlm.errors import RequestError
+from optlm.uncertainty.reading import as_ids
+
+if TYPE_CHECKING:
+    from optlm.engine.llm import LLM
+
+__all__ = [
+    "Continuation", "Samples", "continuation", "disagreement", "likelihoods", "normal", "sample",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """Token ids of a prompt and an answer; the last `count` are the answer's."""
+
+    ids: list[int]
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Answers that a model drew.
+
+    Attributes:
+        texts: without blanks at either end.
+        logprobs: log-likelihood of each, all its tokens, under the model at temperature 1.
+    """
+
+    texts: list[str]
+    logprobs: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.logprobs):
+            raise RequestError(f"{len(self.texts)} texts and {len(self.logprobs)} logprobs")
+        if len(self.texts) < 2:
+            raise RequestError(
+                f"{len(self.texts)} samples cannot disagree; draw at least 2 (10 is usual)"
+            )
+
+
+def continuation(llm: LLM, prompt: str, answer: str) -> Continuation:
+    """Tokens of `answer` after `prompt`, as the tokenizer splits both together.
+
+    The answer's tokens are those after as many as the prompt alone has, as lm-evaluation-harness
+    does. Without a prompt every token but the first counts.
+
+    Raises:
+        RequestError: an empty answer, or one that merges into the prompt's last token.
+    """
+    if not answer:
+        raise RequestError("the answer is empty; there is nothing to score")
+    ids = as_ids(llm, prompt + answer)
+    before = len(as_ids(llm, prompt)) if prompt else 1
+    if len(ids) <= before:
+        raise RequestError(
+            f"the answer {answer!r:.60} has no token of its own after the prompt; put its blank "
+            "before it, not at the prompt's end"
+        )
+    return Continuation(ids=ids, count=len(ids) - before)
+
+
+def likelihoods(
+    llm: LLM, asked: Sequence[Continuation], *, adapter: str | None = None
+) -> list[float]:
+    """Log-likelihood of each answer's tokens, given its prompt.
+
+    Raises:
+        RequestError: a text beyond the context.
+    """
+    if not asked:
+        return []
+    outputs = llm.score([each.ids for each in asked], adapter=adapter)
+    return [
+        math.fsum(value for value in output.logprobs[-each.count :] if value is not None)
+        for output, each in zip(outputs, asked, strict=True)
+    ]
+
+
+def sample(
+    llm: LLM,
+    prompts: Sequence[str],
+    *,
+    count: int = 10,
+    temperature: float = 1.0,
+    max_tokens: int = 32,
+    stop: str | Sequence[str] = "\n",
+    seed: int | None = None,
+    adapter: str | None = None,
+) -> list[Samples]:
+    """Draw `count` answers to each prompt; all run together.
+
+    Raises:
+        RequestError: fewer than 2 samples, or parameters that cannot be served.
+    """
+    if count < 2:
+        raise RequestError(f"{count} samples cannot disagree; draw at least 2 (10 is usual)")
+    params = SamplingParams(
+        n=count, temperature=temperature, max_tokens=max_tokens, stop=stop, seed=seed,
+        logprobs=0, adapter=adapter,
+    )  # fmt: skip
+    drawn = []
+    for output in llm.generate(list(prompts), params):
+        texts = [each.text.strip() for each in output.outputs]
+        logprobs = [each.cumulative_logprob or 0.0 for each in output.outputs]
+        drawn.append(Samples(texts=texts, logprobs=logprobs))
+    return drawn
+
+
+def normal(text: str) -> str:
+    """A text as answers are compared: small letters, single blanks, no marks at its ends."""
+    return " ".join(text.lower().split()).strip(" .,;:!?\"'()")
+
+
+def disagreement(samples: Samples) -> float:
+    """Probability that two of the samples differ as answers: 0 all alike, 1 all different."""
+    total = len(samples.texts)
+    counts = Counter(map(normal, samples.texts)).values()
+    alike = sum(count * (count - 1) for count in counts)
+    return 1 - alike / (total * (total - 1))

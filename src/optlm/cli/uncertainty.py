@@ -9,14 +9,13 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib import import_module
 
-USAGE = "tokens|answer|calibrate|evaluate|select ..."
+USAGE = "tokens|answer|calibrate|evaluate ..."
 
 _ACTIONS = {
     "tokens": "colour a text by how unsure the model is of each token",
     "answer": "answer a prompt and tell how sure the answer is as a whole",
     "calibrate": "find the temperature under which confidences mean what they say",
     "evaluate": "compare estimators on items whose answers are known; bound the risk",
-    "select": "choose the texts that are most worth labelling",
 }
 
 

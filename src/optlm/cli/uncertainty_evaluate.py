@@ -21,6 +21,7 @@ from optlm.cli.common import (
     engine_options,
     load_model,
     say,
+    text_argument,
     usage_error,
 )
 from optlm.cli.progress import count_bar
@@ -52,6 +53,9 @@ def add_options(parser: ArgumentParser) -> None:
         "--p-true", action="store_true", help="also ask the model whether it is true"
     )
     group.add_argument("-n", "--samples", type=int, default=10, metavar="N", help="of answers (10)")
+    group.add_argument(
+        "--stop", type=text_argument, action="append", help="where an answer ends (a line's end)"
+    )
     group.add_argument("--max-tokens", type=int, default=32, metavar="N", help="of an answer (32)")
     group.add_argument(
         "--ensemble", action="append", default=[], metavar="MODEL", help="another member"
@@ -59,7 +63,6 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--dropout", type=float, metavar="RATE", help="10 passes with dropout (torch)"
     )
-    group.add_argument("--known", type=Path, metavar="FILE", help="texts to measure distance from")
     group = parser.add_argument_group("selective answering")
     group.add_argument("--risk", type=float, metavar="SHARE", help="most answers that may be wrong")
     group.add_argument(
@@ -119,7 +122,8 @@ def _judge(options: Namespace, llm: LLM, items: list[Item], temperature: float) 
             )  # fmt: skip
     with count_bar("items", len(items)) as progress:
         return judge_answers(
-            llm, items, samples=options.samples, max_tokens=options.max_tokens, seed=options.seed,
+            llm, items, samples=options.samples, max_tokens=options.max_tokens,
+            stop=options.stop or "\n", seed=options.seed,
             progress=progress,
         )  # fmt: skip
 
@@ -141,12 +145,6 @@ def _add_extras(options: Namespace, llm: LLM, judged: Judged) -> None:
         judged.figures["mc-dropout"] = extras.by_dropout(
             options.model, judged.asked, rate=options.dropout, seed=options.seed
         )
-    if options.known is not None:
-        from optlm.uncertainty.items import read_texts
-
-        known = extras.reference_distance(llm, read_texts(options.known))
-        say(f"distance: {known.texts} texts, covariance shrunk by {known.shrinkage:.3f}")
-        judged.figures["distance"] = extras.by_distance(llm, known, judged.asked)
 
 
 def _rule(options: Namespace, judged: Judged, temperature: float, items: int) -> StoredRule:

@@ -43,6 +43,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--colour", choices=("auto", "always", "never"), default="auto", help="(auto: a terminal)"
     )
+    parser.add_argument(
+        "--temperature", metavar="FILE|auto", help="from calibrate; auto: the one beside the model"
+    )
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page")
     add_json_option(parser)
     add_engine_options(parser)
@@ -61,14 +64,28 @@ def run(options: Namespace) -> None:
     texts = [line for line in whole.split("\n") if line] if options.lines else [whole]
     if not texts:
         raise usage_error("every line is empty; there is nothing to measure")
+    temperature = _temperature(options)
     llm = load_model(options)
     sequences = [_ids(llm, text) for text in texts]
-    measured = measure(llm, sequences)
+    measured = measure(llm, sequences, temperature=temperature)
     for text, measures in zip(texts, measured, strict=True):
         _show(llm, options, text, measures)
     if options.html is not None:
-        _write_page(llm, options, sequences, measured)
+        _write_page(llm, options, sequences, measured, temperature)
         say(f"wrote {options.html}")
+
+
+def _temperature(options: Namespace) -> float:
+    if options.temperature is None:
+        return 1.0
+    from optlm.uncertainty.stored import default_path, load_temperature, model_mark
+
+    if options.temperature == "auto":
+        path = default_path("tokens", options.model, options.adapter)
+    else:
+        path = Path(options.temperature)
+    mark = model_mark(options.model, options.adapter)
+    return load_temperature(path, kind="tokens", model=mark).temperature
 
 
 def _ids(llm: LLM, text: str) -> list[int]:
@@ -110,7 +127,11 @@ def _wants_colour(options: Namespace) -> bool:
 
 
 def _write_page(
-    llm: LLM, options: Namespace, sequences: list[list[int]], measured: list[TokenMeasures]
+    llm: LLM,
+    options: Namespace,
+    sequences: list[list[int]],
+    measured: list[TokenMeasures],
+    temperature: float,
 ) -> None:
     from optlm.uncertainty.showing import html_page
 
@@ -119,7 +140,7 @@ def _write_page(
         [_for_page(llm, ids, each) for ids, each in zip(sequences, measured, strict=True)],
         title=f"How sure is {Path(name).name}?",
         note="Every figure comes from the whole distribution of the next token. Log-probability "
-        "and entropy in nats.",
+        f"and entropy in nats. The logits were divided by a temperature of {temperature:g}.",
     )
     options.html.write_text(page, encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from optlm.engine.params import SamplingParams
 from optlm.errors import RequestError
-from optlm.uncertainty.reading import as_ids
+from optlm.score import Scorer
+from optlm.score.continuations import encode_pair
+from optlm.uncertainty.reading import Progress
 
 if TYPE_CHECKING:
     from optlm.engine.llm import LLM
@@ -50,41 +51,41 @@ class Samples:
 
 
 def continuation(llm: LLM, prompt: str, answer: str) -> Continuation:
-    """Tokens of `answer` after `prompt`, as the tokenizer splits both together.
+    """Tokens of `answer` after `prompt`, under the convention "optlm" of `optlm.score`.
 
-    The answer's tokens are those after as many as the prompt alone has, as lm-evaluation-harness
-    does. Without a prompt every token but the first counts.
+    Both are encoded together; a token across the border belongs to the answer. Without a prompt the
+    answer follows the start token.
 
     Raises:
-        RequestError: an empty answer, or one that merges into the prompt's last token.
+        RequestError: an empty answer.
+        ContextLengthError: both are longer than the context.
     """
-    if not answer:
-        raise RequestError("the answer is empty; there is nothing to score")
-    ids = as_ids(llm, prompt + answer)
-    before = len(as_ids(llm, prompt)) if prompt else 1
-    if len(ids) <= before:
-        raise RequestError(
-            f"the answer {answer!r:.60} has no token of its own after the prompt; put its blank "
-            "before it, not at the prompt's end"
-        )
-    return Continuation(ids=ids, count=len(ids) - before)
+    scorer = Scorer(llm)
+    found = encode_pair(
+        prompt,
+        answer,
+        scorer.tokenizer,
+        scorer.convention,
+        limit=llm.config.max_position_embeddings,
+    )
+    return Continuation(ids=found.token_ids, count=len(found.token_ids) - found.first)
 
 
 def likelihoods(
-    llm: LLM, asked: Sequence[Continuation], *, adapter: str | None = None
+    llm: LLM,
+    asked: Sequence[tuple[str, str]],
+    *,
+    adapter: str | None = None,
+    progress: Progress = lambda count: None,
 ) -> list[float]:
-    """Log-likelihood of each answer's tokens, given its prompt.
+    """Log-likelihood of each answer given its prompt; what any texts begin with is read once.
 
     Raises:
-        RequestError: a text beyond the context.
+        RequestError: an empty answer.
+        ContextLengthError: a text beyond the context.
     """
-    if not asked:
-        return []
-    outputs = llm.score([each.ids for each in asked], adapter=adapter)
-    return [
-        math.fsum(value for value in output.logprobs[-each.count :] if value is not None)
-        for output, each in zip(outputs, asked, strict=True)
-    ]
+    scores = Scorer(llm, adapter=adapter).conditional(asked, progress=progress)
+    return [each.total for each in scores]
 
 
 def sample(

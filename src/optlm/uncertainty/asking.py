@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from optlm.engine.params import SamplingParams
+from optlm.errors import RequestError
 from optlm.uncertainty.answers import (
     Continuation,
     Samples,
@@ -65,6 +66,8 @@ def ask(
         RequestError: fewer than 2 samples, an empty prompt, or one that leaves no room to ask about
             the answer.
     """
+    if not all(prompts):
+        raise RequestError("a prompt is empty; there is nothing to answer")
     drawn = sample(
         llm, prompts, count=samples, max_tokens=max_tokens, stop=stop, seed=seed, adapter=adapter
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from optlm.errors import RequestError
+from optlm.score import Scorer
 from optlm.uncertainty.answers import Continuation, continuation, normal
 from optlm.uncertainty.asking import BASELINE, ask, doubts_of_truth, token_figures
 from optlm.uncertainty.checks import as_figures, both_classes
@@ -97,35 +98,50 @@ def judge_choices(
     Raises:
         RequestError: items without choices, or a text that cannot be read.
     """
-    asked = [[continuation(llm, item.prompt, choice) for choice in item.choices] for item in items]
-    if not asked or not all(asked):
+    if not items or not all(item.choices for item in items):
         raise RequestError("items with choices are needed; these have none")
-    flat = [each for choices in asked for each in choices]
-    read = measure(llm, [each.ids for each in flat], adapter=adapter, progress=progress)
-    figures = [whole.last(each.count) for whole, each in zip(read, flat, strict=True)]
-    scores, chosen, best = [], [], []
-    for item, choices in zip(items, asked, strict=True):
-        own, figures = figures[: len(choices)], figures[len(choices) :]
-        sizes = {"total": [1] * len(own), "token": [len(each) for each in own],
-                 "byte": [len(text.encode()) for text in item.choices]}[scoring]  # fmt: skip
-        scores.append(np.array([each.total / n for each, n in zip(own, sizes, strict=True)]))
-        best.append(int(scores[-1].argmax()))
-        chosen.append(own[best[-1]])
+    scores = _choice_scores(llm, items, scoring, adapter, progress)
+    best = [int(each.argmax()) for each in scores]
     texts = [item.choices[place] for item, place in zip(items, best, strict=True)]
+    prompts = [item.prompt for item in items]
+    asked = [continuation(llm, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    read = measure(llm, [each.ids for each in asked], adapter=adapter)
+    chosen = [whole.last(each.count) for whole, each in zip(read, asked, strict=True)]
     found = {
         **_columns([token_figures(each) for each in chosen]),
         **_of_choices(scores, temperature),
     }
     if ask_true:
-        prompts = [item.prompt for item in items]
         found["p-true"] = np.array(doubts_of_truth(llm, prompts, texts, adapter=adapter))
     return Judged(
         wrong=np.array([place != item.gold for item, place in zip(items, best, strict=True)]),
         figures=found,
-        asked=[choices[place] for choices, place in zip(asked, best, strict=True)],
+        asked=asked,
         texts=texts,
         scores=scores,
     )
+
+
+def _choice_scores(
+    llm: LLM,
+    items: Sequence[Item],
+    scoring: Scoring,
+    adapter: str | None,
+    progress: Progress,
+) -> list[Float64]:
+    """Scores of the choices (C,) of every item; a prompt is read once for all of its choices."""
+    pairs = [(item.prompt, choice) for item in items for choice in item.choices]
+    read = iter(Scorer(llm, adapter=adapter).conditional(pairs, progress=progress))
+    scores = []
+    for item in items:
+        own = [next(read) for _ in item.choices]
+        sizes = {
+            "total": [1] * len(own),
+            "token": [len(each.token_ids) for each in own],
+            "byte": [len(choice.encode()) for choice in item.choices],
+        }[scoring]
+        scores.append(np.array([each.total / n for each, n in zip(own, sizes, strict=True)]))
+    return scores
 
 
 def judge_answers(

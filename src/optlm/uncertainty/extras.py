@@ -1,25 +1,20 @@
-"""Estimators that need more than the model itself: others beside it, dropout, or texts it knows.
+"""Estimators that need more than the model itself: others beside it, or dropout.
 
-Each gives one figure for an answer: the mean over its tokens, or a distance of the whole text.
+Each gives one figure for an answer, the mean over its tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from optlm.uncertainty.answers import Continuation
-from optlm.uncertainty.distance import Distance, fit_distance
 from optlm.uncertainty.ensemble import Disagreement, Member, disagree
-from optlm.uncertainty.reading import Float64, as_ids
+from optlm.uncertainty.reading import Float64
 
-if TYPE_CHECKING:
-    from optlm.engine.llm import LLM
-
-__all__ = ["by_distance", "by_dropout", "by_ensemble", "hidden_states", "reference_distance"]
+__all__ = ["by_dropout", "by_ensemble"]
 
 
 def by_ensemble(members: Sequence[Member], asked: Sequence[Continuation]) -> Float64:
@@ -53,27 +48,3 @@ def _means(found: Sequence[Disagreement], asked: Sequence[Continuation]) -> Floa
             for each, answer in zip(found, asked, strict=True)
         ]
     )
-
-
-def reference_distance(llm: LLM, texts: Sequence[str], *, adapter: str | None = None) -> Distance:
-    """Where the mean hidden states of known texts lie."""
-    return fit_distance(hidden_states(llm, [as_ids(llm, text) for text in texts], adapter=adapter))
-
-
-def hidden_states(
-    llm: LLM, sequences: Sequence[list[int]], *, adapter: str | None = None
-) -> Float64:
-    """Mean over the tokens of what the head reads of each text (texts, E).
-
-    Raises:
-        RequestError: a text beyond the context.
-    """
-    found = llm.embed(list(sequences), pooling="mean", adapter=adapter)
-    return np.array([each.vector for each in found], np.float64)
-
-
-def by_distance(
-    llm: LLM, distance: Distance, asked: Sequence[Continuation], *, adapter: str | None = None
-) -> Float64:
-    """Squared distance of prompt and answer together from known texts."""
-    return distance.of(hidden_states(llm, [each.ids for each in asked], adapter=adapter))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optlm.errors import RequestError
-from optlm.uncertainty.answers import continuation, likelihoods
+from optlm.uncertainty.answers import likelihoods
 
 if TYPE_CHECKING:
     from optlm.engine.llm import LLM
@@ -46,7 +46,7 @@ def p_true(
         if not answer.strip():
             raise RequestError("the answer is empty; there is nothing to judge")
         prompt = _prompt(question, answer, more)
-        asked += [continuation(llm, prompt, word) for word in (_TRUE, _FALSE)]
+        asked += [(prompt, word) for word in (_TRUE, _FALSE)]
     scores = likelihoods(llm, asked, adapter=adapter)
     return [_ratio(*pair) for pair in zip(scores[::2], scores[1::2], strict=True)]
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optlm.uncertainty.answers import Samples, continuation, likelihoods, normal
+from optlm.uncertainty.answers import Samples, likelihoods, normal
 from optlm.uncertainty.reading import Float64
 
 if TYPE_CHECKING:
@@ -87,12 +87,8 @@ def mutual_shares(
     """
     full = [place for place, text in enumerate(texts) if text]
     answers = [_spaced(prompt, texts[place]) for place in full]
-    asked = [continuation(llm, prompt, answer) for answer in answers]
-    asked += [
-        continuation(llm, f"{prompt}{before}\n{prompt}", answer)
-        for before in answers
-        for answer in answers
-    ]
+    asked = [(prompt, answer) for answer in answers]
+    asked += [(f"{prompt}{before}\n{prompt}", answer) for before in answers for answer in answers]
     scores = np.array(likelihoods(llm, asked, adapter=adapter))
     alone, after = scores[: len(full)], scores[len(full) :].reshape(len(full), len(full))
     gains = after - alone

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from optlm.engine.outputs import RequestOutput
     from optlm.engine.params import SamplingParams
     from optlm.errors import OptlmError
+    from optlm.evaluate.classify import classify
     from optlm.tokenizer import Tokenizer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "save_checkpoint",
     "bundled_model",
     "OptlmError",
+    "classify",
 ]
 
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ _HOME = {
     "save_checkpoint": "optlm.checkpoint.save",
     "bundled_model": "optlm.assets",
     "OptlmError": "optlm.errors",
+    "classify": "optlm.evaluate.classify",
 }
 
 

@@ -25,6 +25,7 @@ PUBLIC = {
     "save_checkpoint",
     "bundled_model",
     "OptlmError",
+    "classify",
 }
 
 

@@ -28,6 +28,7 @@ __all__ = ["main", "run"]
 COMMANDS = {
     "generate": "continue a text",
     "score": "tell how likely a text is",
+    "classify": "choose a label for each text by prompts",
     "eval": "measure a model on tasks, zero- to many-shot",
     "uncertainty": "tell how sure a model is, and how far to believe it",
     "batch": "run a file of prompts, whatever crashes",

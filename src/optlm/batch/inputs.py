@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,19 @@ from optlm.data.lines import read_lines
 from optlm.data.report import CorpusError
 from optlm.errors import RequestError
 
-__all__ = ["LINE_LIMIT", "InputSummary", "RowFault", "find_input", "read_input", "summarize"]
+__all__ = [
+    "LINE_LIMIT",
+    "InputSummary",
+    "RowFault",
+    "find_input",
+    "lines_at",
+    "places",
+    "read_input",
+    "summarize",
+]
 
 LINE_LIMIT = 2**23  # bytes of one row; prompts of a model's context have some tens of thousands
+_PIECE = 2**20  # of a line that is too long, at once in memory
 _PARQUET_ROWS = 64  # at once in memory
 
 
@@ -92,19 +103,49 @@ def summarize(rows: Iterable[bytes | RowFault]) -> InputSummary:
 
 
 def _lines(file: InputFile) -> Iterator[bytes | RowFault]:
-    first = True
-    for line in read_lines(file.path, file.compression, limit=LINE_LIMIT):
+    lines = read_lines(file.path, file.compression, limit=LINE_LIMIT)
+    return (row for _, row in _rows_of((0, line) for line in lines))
+
+
+def _rows_of(lines: Iterable[tuple[int, bytes | int]]) -> Iterator[tuple[int, bytes | RowFault]]:
+    """Of numbered lines from the beginning of a file (of long ones only the length), the rows."""
+    for number, (place, line) in enumerate(lines):
         if isinstance(line, int):
             told = f"the line has {line:,} bytes; the limit is {LINE_LIMIT:,}"
-            yield RowFault("line_too_long", told)
-        else:
-            if first:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise CorpusError(f"{file.path} is UTF-16; convert it to UTF-8")
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.strip():
-                yield line
-        first = False
+            yield place, RowFault("line_too_long", told)
+            continue
+        if number == 0:
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise CorpusError("the input is UTF-16; convert it to UTF-8")
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield place, line
+
+
+def places(path: Path, every: int) -> Iterator[tuple[int, int]]:
+    """Yield the number of every `every`-th row of a plain file, and the byte where it begins."""
+    for row, (place, _) in enumerate(_rows_of(_placed_lines(path, 0))):
+        if row % every == 0:
+            yield row, place
+
+
+def lines_at(path: Path, place: int, count: int) -> Iterator[bytes | RowFault]:
+    """Yield `count` rows of a plain file from a place that `places` gave."""
+    rows = _rows_of(_placed_lines(path, place))
+    return (row for _, row in itertools.islice(rows, count))
+
+
+def _placed_lines(path: Path, place: int) -> Iterator[tuple[int, bytes | int]]:
+    """Lines without their line break (of long ones only the length), and where they begin."""
+    with path.open("rb") as file:
+        file.seek(place)
+        while line := file.readline(LINE_LIMIT + 1):
+            size = len(line)
+            while not line.endswith(b"\n") and (more := file.readline(_PIECE)):
+                size, line = size + len(more), more
+            bare = size - line.endswith(b"\n")
+            yield place, bare if bare > LINE_LIMIT else line.removesuffix(b"\n")
+            place += size
 
 
 def _parquet_rows(file: InputFile, wanted: Collection[str] | None) -> Iterator[bytes | RowFault]:

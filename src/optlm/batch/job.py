@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optlm.batch.inputs import RowFault, read_input, summarize
 from optlm.batch.ledger import Ledger, Result
-from optlm.batch.plain import PlainRows
 from optlm.batch.settings import BatchSettings, describe_job
+from optlm.batch.starters import starter_for
 from optlm.batch.work import Row, complete
 from optlm.data.inputs import InputFile
 from optlm.engine.llm import LLM
 from optlm.errors import OptlmError
+
+if TYPE_CHECKING:
+    from optlm.batch.cluster import RayOptions
 
 __all__ = ["BatchJob", "BatchReport", "BatchStopped", "Engine", "Progress"]
 
@@ -84,6 +87,7 @@ class BatchJob:
         out: a file, or None for standard output, which nothing can resume.
         sync_seconds: how often the disk is made to hold what is done.
         overwrite: begin anew whatever is there.
+        ray: run it over a cluster.
         progress: makes what is told of the progress, from all rows and those done earlier.
     """
 
@@ -93,6 +97,7 @@ class BatchJob:
     engine: Engine
     sync_seconds: float = 1.0
     overwrite: bool = False
+    ray: RayOptions | None = None
     progress: Callable[[int, int], Progress] = field(
         default=lambda total, done: lambda rows, tokens: None
     )
@@ -151,10 +156,21 @@ class BatchJob:
     def _results(self, ledger: Ledger, total: int) -> Iterator[list[tuple[int, Result]]]:
         if ledger.kept == total:
             return
+        if self.ray is not None:
+            yield from self._results_of_ray(self.ray, ledger, total)
+            return
         rows = _not_done(self._read(), ledger)
         llm = self.engine.load()
-        starter = PlainRows(llm, self.settings)
+        starter = starter_for(llm, self.settings)
         yield from complete(llm, starter, rows, lambda row: row - ledger.next_row < _AHEAD)
+
+    def _results_of_ray(
+        self, ray: RayOptions, ledger: Ledger, total: int
+    ) -> Iterator[list[tuple[int, Result]]]:
+        from optlm.batch.cluster import complete_on_ray
+
+        source, load, settings = self.source, self.engine.load, self.settings
+        return complete_on_ray(source, load, settings, ledger, total, ray)
 
     def _read(self) -> Rows:
         return read_input(self.source, columns=self.settings.columns)

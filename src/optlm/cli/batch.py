@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,17 @@ from optlm.cli.common import (
     add_adapter_options,
     add_engine_options,
     engine_options,
-    load_model,
     say,
     usage_error,
 )
 from optlm.cli.sampling import add_sampling_options, sampling_values
 
 if TYPE_CHECKING:
+    from optlm.batch.cluster import RayOptions
     from optlm.batch.job import BatchReport, Progress
     from optlm.batch.settings import BatchSettings
     from optlm.data.inputs import InputFile
+    from optlm.engine.llm import LLM
 
 USAGE = "IN OUT [options]"
 
@@ -69,6 +70,14 @@ def add_options(parser: ArgumentParser) -> None:
         help="how much work a loss of power may cost; kill -9 costs none (1.0)",
     )
     parser.add_argument("--json", action="store_true", help="write a summary to standard output")
+    group = parser.add_argument_group("over a Ray cluster (pip install 'optlm[ray]')")
+    group.add_argument("--ray", action="store_true", help="one engine in each of many workers")
+    group.add_argument(
+        "--ray-address", metavar="A", help="of a cluster that runs (a new one on this machine)"
+    )
+    group.add_argument(
+        "--ray-workers", type=int, metavar="N", help="engines (all processors / --threads)"
+    )
     add_sampling_options(parser)
     add_engine_options(parser)
     add_adapter_options(parser)
@@ -85,15 +94,16 @@ def run(options: Namespace) -> None:
         raise usage_error(f"--sync-seconds is {options.sync_seconds}; it is 0 or more")
     settings = _settings(options)
     described = describe_engine(options.model, options.adapter, engine_options(options))
-    adapter_options(options)  # complains before any work
+    ray = _ray_options(options)
     _refuse_one_file(options.source, out)
     with _source(options.source) as source:
         job = BatchJob(
             source=source,
             out=out,
             settings=settings,
-            engine=Engine(load=partial(load_model, options), described=described),
+            engine=Engine(load=_loader(options), described=described),
             overwrite=options.overwrite,
+            ray=ray,
             **({} if options.sync_seconds is None else {"sync_seconds": options.sync_seconds}),
         )
         with _progress() as job.progress:
@@ -101,6 +111,28 @@ def run(options: Namespace) -> None:
     _tell(report)
     if options.json:
         print(json.dumps(report.to_dict()))
+
+
+def _ray_options(options: Namespace) -> RayOptions | None:
+    given = {"address": options.ray_address, "workers": options.ray_workers}
+    there = {name: value for name, value in given.items() if value is not None}
+    if not options.ray:
+        if there:
+            raise usage_error(f"--ray-{next(iter(there))} goes with --ray")
+        return None
+    from optlm.batch.cluster import RayOptions
+
+    return RayOptions(**there, threads=options.threads or 1)
+
+
+def _loader(options: Namespace) -> Callable[[], LLM]:
+    """Loads the engine, here or in a worker of a cluster."""
+    from optlm.engine.llm import LLM
+
+    given = engine_options(options) | adapter_options(options)
+    if options.ray:
+        given.setdefault("threads", 1)
+    return partial(LLM, options.model, **given)
 
 
 def _refuse_one_file(source: str, out: Path | None) -> None:

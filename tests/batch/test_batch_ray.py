@@ -1,0 +1,135 @@
+"""A job over a local Ray cluster of two workers, one of which is killed."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_tools import RunJob, write_rows
+
+from optlm import LLM
+from optlm.batch import inputs
+from optlm.batch.inputs import RowFault, find_input, lines_at, places, read_input
+from optlm.batch.job import BatchJob, Engine
+from optlm.batch.settings import BatchSettings, describe_engine
+from optlm.errors import RequestError
+
+ROWS = 96
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    prompts = [
+        {"prompt": f"the cat {row}", "params": {"max_tokens": 1 + row % 9}} for row in range(ROWS)
+    ]
+    return write_rows(tmp_path / "in.jsonl", [*prompts, {"broken": 1}, "the end"])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=2**27,
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_costs_nothing(
+    source: Path,
+    models: dict[str, Path],
+    run_job: RunJob,
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from optlm.batch import cluster as cluster_module
+
+    monkeypatch.setattr(cluster_module, "_PIECE", 8)
+    run_job(source, tmp_path / "alone.jsonl")
+    model, pids = models["base"], tmp_path / "pids"
+    pids.mkdir()
+    killed: list[int] = []
+
+    def load() -> LLM:  # in the workers
+        (pids / str(os.getpid())).touch()
+        return LLM(model, threads=1)
+
+    def kill_one(rows: int, tokens: int) -> None:
+        if not killed:
+            killed.append(int(next(pids.iterdir()).name))
+            os.kill(killed[0], signal.SIGKILL)
+
+    def job(engine: Any, progress: Any = lambda rows, tokens: None) -> BatchJob:
+        return BatchJob(
+            source=find_input(source),
+            out=tmp_path / "ray.jsonl",
+            settings=BatchSettings(sampling={"max_tokens": 5}),
+            engine=Engine(load=engine, described=describe_engine(model, None, {})),
+            ray=cluster_module.RayOptions(workers=2),
+            progress=lambda total, done: progress,
+        )
+
+    report = job(load, kill_one).run()
+    assert len(killed) == 1
+    assert len(list(pids.iterdir())) >= 2
+    assert (report.rows, report.errors) == (ROWS + 2, 1)
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_pieces_join_to_the_input(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "LINE_LIMIT", 30)
+    monkeypatch.setattr(inputs, "_PIECE", 7)
+    source = tmp_path / "in.jsonl"
+    lines = [b"\xef\xbb\xbf1", b"", b'"' + b"x" * 28 + b'"', b"x" * 31, b" \r", b"2\r", b"y" * 90]
+    for end in (b"\n", b""):
+        source.write_bytes(b"\n".join(lines) + end)
+        whole = list(read_input(find_input(source)))
+        assert [isinstance(row, RowFault) for row in whole] == [False, False, True, False, True]
+        parts = [
+            row for _, place in places(source, every) for row in lines_at(source, place, every)
+        ]
+        assert parts == whole
+
+
+def test_what_workers_cannot_read(run_job: RunJob, tmp_path: Path) -> None:
+    from optlm.batch.cluster import RayOptions
+
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b'"the"\n'))
+    with pytest.raises(RequestError, match="plain JSON Lines"):
+        run_job(tmp_path / "in.jsonl.gz", tmp_path / "out", job={"ray": RayOptions()})
+    for name in ("workers", "threads"):
+        with pytest.raises(RequestError, match=f"{name} is 0"):
+            RayOptions(**{name: 0})
+
+
+def test_without_ray_the_extra_is_named(source: Path, models: dict[str, Path]) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from optlm import cli; sys.exit(cli.run(sys.argv[1:]))"
+    )
+    words = ["batch", str(source), f"{source}.out", "--ray", "-m", str(models["base"])]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "optlm[ray]" in done.stderr

@@ -9,13 +9,14 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib import import_module
 
-USAGE = "tokens|answer|calibrate|evaluate ..."
+USAGE = "tokens|answer|calibrate|evaluate|select ..."
 
 _ACTIONS = {
     "tokens": "colour a text by how unsure the model is of each token",
     "answer": "answer a prompt and tell how sure the answer is as a whole",
     "calibrate": "find the temperature under which confidences mean what they say",
     "evaluate": "compare estimators on items whose answers are known; bound the risk",
+    "select": "choose the texts that are most worth labelling",
 }
 
 

@@ -63,6 +63,7 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--dropout", type=float, metavar="RATE", help="10 passes with dropout (torch)"
     )
+    group.add_argument("--known", type=Path, metavar="FILE", help="texts to measure distance from")
     group = parser.add_argument_group("selective answering")
     group.add_argument("--risk", type=float, metavar="SHARE", help="most answers that may be wrong")
     group.add_argument(
@@ -145,6 +146,13 @@ def _add_extras(options: Namespace, llm: LLM, judged: Judged) -> None:
         judged.figures["mc-dropout"] = extras.by_dropout(
             options.model, judged.asked, rate=options.dropout, seed=options.seed
         )
+    if options.known is not None:
+        from optlm.uncertainty.hidden import by_distance, reference_distance
+        from optlm.uncertainty.items import read_texts
+
+        known = reference_distance(llm, read_texts(options.known))
+        say(f"distance: {known.texts} texts, covariance shrunk by {known.shrinkage:.3f}")
+        judged.figures["distance"] = by_distance(llm, known, judged.asked)
 
 
 def _rule(options: Namespace, judged: Judged, temperature: float, items: int) -> StoredRule:
@@ -209,7 +217,7 @@ def _draw(options: Namespace, judged: Judged, rows: list[Row]) -> None:
         )
         for row in rows
     }
-    curves["no error before a right one"] = risk_coverage(judged.wrong, judged.wrong)
+    curves["the best possible"] = risk_coverage(judged.wrong, judged.wrong)
     title = f"Error rate of the answers given, {options.file.name} (area)"
     options.picture.write_text(risk_coverage_svg(curves, title), encoding="utf-8")
     say(f"wrote {options.picture}")

@@ -75,8 +75,8 @@ def _dropping(model: OPT, rate: float) -> Iterator[None]:
 
 
 def _disagree(model: OPT, ids: list[int], passes: int) -> Disagreement:
-    tokens = torch.tensor([ids[:-1]], device=model.head_weight.device)
-    states = [model.hidden(tokens)[0] for _ in range(passes)]  # (T, E) each
+    tokens = torch.tensor([ids[:-1]] * passes, device=model.head_weight.device)
+    states = model.hidden(tokens)  # (passes, T, E); every row drops its own
     targets = np.array(ids[1:])
     parts = []
     for at in range(0, len(targets), _ROWS):

@@ -25,12 +25,14 @@ _STYLE = (
 def reliability_svg(panels: Mapping[str, Reliability]) -> str:
     """Accuracy against confidence, one panel for each title; bars on the diagonal are calibrated.
 
-    The strip below each panel shows how many items a bin has.
+    The strip below each panel shows how many items a bin has. Two panels stand side by side.
     """
-    width = _LEFT + len(panels) * (_SIDE + _GAP)
+    width = _LEFT + min(len(panels), 2) * (_SIDE + _GAP)
+    height = _TOP + _SIDE + 104
     parts = []
     for number, (title, each) in enumerate(panels.items()):
-        left = _LEFT + number * (_SIDE + _GAP)
+        left = _LEFT + number % 2 * (_SIDE + _GAP)
+        parts.append(f'<g transform="translate(0 {number // 2 * height})">')
         parts += [_frame(left, "confidence", "accuracy", ["0", "0.5", "1"])]
         interval = f"{each.ece:.4f} ({each.low:.4f} to {each.high:.4f})"
         parts += [_text(left, 16, title, bold=True), _text(left, 32, f"ECE {interval}")]
@@ -45,13 +47,17 @@ def reliability_svg(panels: Mapping[str, Reliability]) -> str:
             f'<line class="even" x1="{left}" y1="{_TOP + _SIDE}" x2="{left + _SIDE}" y2="{_TOP}"/>'
         )
         told = f"{each.items:,} items by confidence, most in a bin {most:,}"
-        parts.append(_text(left, _TOP + _SIDE + 92, told))
-    return _svg(width, _TOP + _SIDE + 104, parts)
+        parts.append(_text(left, _TOP + _SIDE + 92, told) + "</g>")
+    return _svg(width, (len(panels) + 1) // 2 * height, parts)
 
 
 def risk_coverage_svg(curves: Mapping[str, Float64], title: str) -> str:
-    """Error rate against coverage, one curve for each name; lower is better."""
-    highest = max(max(float(curve.max()) for curve in curves.values()), 1e-9)
+    """Error rate against coverage, one curve for each name; lower is better.
+
+    The first twentieth of a curve, where few items make it jump, is cut at the frame's top.
+    """
+    settled = [curve[len(curve) // 20 :] for curve in curves.values()]
+    highest = max(max(float(curve.max()) for curve in settled), 1e-9)
     parts = [
         _text(_LEFT, 16, title, bold=True),
         _frame(_LEFT, "coverage", "error rate", ["0", f"{highest / 2:.2f}", f"{highest:.2f}"]),
@@ -60,7 +66,7 @@ def risk_coverage_svg(curves: Mapping[str, Float64], title: str) -> str:
         kept = np.unique(np.linspace(0, len(curve) - 1, 200).astype(int))
         points = " ".join(
             f"{_LEFT + (i + 1) / len(curve) * _SIDE:.1f},"
-            f"{_TOP + _SIDE - curve[i] / highest * _SIDE:.1f}"
+            f"{_TOP + _SIDE - min(curve[i] / highest, 1) * _SIDE:.1f}"
             for i in kept
         )
         colour = _COLOURS[number % len(_COLOURS)]
@@ -99,7 +105,7 @@ def _bar(x: float, bottom: float, width: float, height: float) -> str:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", bold: bool = False) -> str:
-    weight = ' font-weight="600"' if bold else ""
+    weight = ' style="font-weight:600"' if bold else ""
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{weight}>{escape(text)}</text>'
 
 

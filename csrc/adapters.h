@@ -1,4 +1,5 @@
-// Adapters beside the weights: low-rank changes of the matrices inside the layers, y = W x + B (A x), in float32.
+// Adapters beside the weights: low-rank changes of the matrices inside the layers, y = W x + B (A x), in float32; or
+// virtual tokens that stand before the text.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,10 @@ struct LowRank {
 
 struct Adapter {
   std::vector<LowRank> changes;  // (layers, slots)
+  // Keys and values of virtual tokens that stand before the text: (layers, blocks of 16, block) as in the cache.
+  std::vector<uint8_t> prefix;
+  int64_t prefix_tokens = 0;
+  int64_t text_start = 0;  // position of the text's first token
 };
 
 class Adapters {
@@ -32,6 +37,7 @@ class Adapters {
   void remove(int32_t id);
   bool holds(int32_t id) const { return id >= 0 && id < std::ssize(all_) && all_[id] != nullptr; }
   Adapter& operator[](int32_t id) { return *all_[id]; }
+  const Adapter& operator[](int32_t id) const { return *all_[id]; }
   int64_t largest_rank() const { return largest_rank_; }
 
   // Sets the change of one slot from A (rank, inputs) and B (outputs, rank).

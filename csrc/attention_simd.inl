@@ -40,9 +40,7 @@ template <int N, int M, class KV>
 inline void score_blocks(const AttentionArgs& a, const float* query, int64_t query_row, int64_t first_block,
                          float* scores, int64_t row) {
   const KV* key[M];
-  for (int m = 0; m < M; ++m) {
-    key[m] = reinterpret_cast<const KV*>(a.cache) + a.blocks[first_block + m] * a.block_stride;
-  }
+  for (int m = 0; m < M; ++m) key[m] = a.block<KV>(first_block + m);
   Float sum[N][M];
   for (int n = 0; n < N; ++n) {
     for (int m = 0; m < M; ++m) sum[n][m] = splat(0.0f);
@@ -60,14 +58,17 @@ inline void score_blocks(const AttentionArgs& a, const float* query, int64_t que
   }
 }
 
-// Scores -> probabilities without their common factor, which is returned. `length` positions count; the rest become 0.
-inline float softmax(float* scores, int64_t length) {
+// Scores -> probabilities without their common factor, which is returned. Of `length` places those from `gap` to
+// `gap_end` do not count; they and the rest become 0.
+inline float softmax(float* scores, int64_t length, int64_t gap, int64_t gap_end) {
   const int64_t padded = round_up(length, kBlockTokens);
+  for (int64_t i = gap; i < gap_end; ++i) scores[i] = -INFINITY;
   for (int64_t i = length; i < padded; ++i) scores[i] = -INFINITY;
   Float largest = splat(-INFINITY);
   for (int64_t i = 0; i < padded; i += kLanes) largest = max(largest, load(scores + i));
   const Float top = splat(largest_of(largest));
   for (int64_t i = 0; i < padded; i += kLanes) store(scores + i, exp_nonpositive(sub(load(scores + i), top)));
+  for (int64_t i = gap; i < gap_end; ++i) scores[i] = 0.0f;
   for (int64_t i = length; i < padded; ++i) scores[i] = 0.0f;
   Float sum = splat(0.0f);
   for (int64_t i = 0; i < padded; i += kLanes) sum = add(sum, load(scores + i));
@@ -83,8 +84,7 @@ inline void weigh_values(const AttentionArgs& a, const float* p, int64_t row, in
     for (int m = 0; m < M; ++m) sum[n][m] = splat(0.0f);
   }
   for (int64_t first = 0; first < length; first += kBlockTokens) {
-    const KV* value = reinterpret_cast<const KV*>(a.cache) + a.blocks[first / kBlockTokens] * a.block_stride +
-                      a.head_dim * kBlockTokens + dim;
+    const KV* value = a.block<KV>(first / kBlockTokens) + a.head_dim * kBlockTokens + dim;
     const int64_t count = length - first < kBlockTokens ? length - first : kBlockTokens;
     for (int64_t i = 0; i < count; ++i, value += padded_dim) {
       Float values[M];
@@ -105,7 +105,7 @@ inline void weigh_values(const AttentionArgs& a, const float* p, int64_t row, in
 template <int N, class KV>
 inline void attend(const AttentionArgs& a, int64_t i) {
   const int64_t padded_dim = round_up(a.head_dim, kLanes);
-  const int64_t length = a.first_position + i + N;  // of the last query
+  const int64_t length = a.prefix_places() + a.first_position + i + N;  // of the last query
   const int64_t blocks = (length + kBlockTokens - 1) / kBlockTokens;
   const int64_t row = round_up(length, 4 * kBlockTokens);
   float* query = a.scratch;
@@ -126,7 +126,7 @@ inline void attend(const AttentionArgs& a, int64_t i) {
   for (int n = 0; n < N; ++n) {
     const int64_t own = length - N + n + 1;
     for (int64_t p = own; p < blocks * kBlockTokens; ++p) scores[n * row + p] = 0.0f;
-    factor[n] = softmax(scores + n * row, own);
+    factor[n] = softmax(scores + n * row, own, a.prefix_tokens, a.prefix_places());
   }
   int64_t dim = 0;
   for (; dim + 64 <= padded_dim; dim += 64) weigh_values<N, 4, KV>(a, scores, row, length, dim, out);

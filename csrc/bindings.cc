@@ -164,6 +164,26 @@ void set_adapter(Model& model, int32_t id, const std::string& module, Floats a, 
   if (!problem.empty()) throw std::invalid_argument(module + " " + problem);
 }
 
+// Keys and values (n, 2 L D), or with `runs` embeddings (n, E).
+void set_prefix(Model& model, int32_t id, Floats numbers, int64_t text_start, bool runs) {
+  const ModelConfig& c = model.config();
+  const auto count = static_cast<int64_t>(numbers.shape(0));
+  if (static_cast<int64_t>(numbers.shape(1)) != (runs ? c.embed_dim : 2 * c.num_layers * c.hidden_size)) {
+    throw std::invalid_argument("virtual tokens of the wrong width");
+  }
+  if (count < 1 || count >= c.max_positions || (text_start != 0 && text_start != count)) {
+    throw std::invalid_argument("virtual tokens need to be fewer than the context; the text begins at 0 or after them");
+  }
+  nb::gil_scoped_release release;
+  const std::scoped_lock lock(model.mutex());
+  if (!model.has_adapter(id)) throw std::invalid_argument("no such adapter");
+  if (runs) {
+    model.set_prompt(id, numbers.data(), count, text_start);
+  } else {
+    model.set_prefix(id, numbers.data(), count, text_start);
+  }
+}
+
 void head(Model& model, Rows hidden, Rows logits) {
   const auto rows = static_cast<int64_t>(hidden.shape(0));
   if (static_cast<int64_t>(hidden.shape(1)) != model.config().embed_dim ||
@@ -247,6 +267,8 @@ NB_MODULE(_core, m) {
       .def("add_adapter", &add_adapter)
       .def("set_adapter", &set_adapter, nb::arg("id"), nb::arg("module"), nb::arg("a").noconvert(),
            nb::arg("b").noconvert())
+      .def("set_prefix", &set_prefix, nb::arg("id"), nb::arg("numbers").noconvert(), nb::arg("text_start"),
+           nb::arg("runs"))
       .def("remove_adapter", &remove_adapter, nb::arg("id"))
       .def("head", &head, nb::arg("hidden").noconvert(), nb::arg("logits").noconvert())
       .def("copy_blocks", &copy_blocks, nb::arg("source").noconvert(), nb::arg("target").noconvert())

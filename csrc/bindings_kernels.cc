@@ -99,26 +99,42 @@ void matmul(const std::string& isa, In2 weights, In2 x, In1 bias, const std::str
   }
 }
 
-// Queries, keys and values (T, 3 K) of one head; the first `cached` tokens enter the cache before the rest attends.
+// Queries, keys and values (T, 3 K) of one head, `chunk` tokens at a time. The first `virtual_tokens` rows stand before
+// the text as a prefix, and have no output.
 void attention(const std::string& isa, In2 qkv, Ids blocks, int64_t num_blocks, const std::string& kv_dtype,
-               int64_t chunk, Out2 out) {
+               int64_t chunk, int64_t virtual_tokens, Out2 out) {
   const Kernels& kernels = kernels_for(isa);
   const auto tokens = static_cast<int64_t>(qkv.shape(0)), dim = static_cast<int64_t>(qkv.shape(1)) / 3;
   AttentionArgs args;
   args.kv_dtype = parse_dtype(kv_dtype);
   args.block_stride = kBlockTokens * (dim + round_up(dim, kLanes));
   std::vector<uint8_t> cache(num_blocks * args.block_stride * element_bytes(args.kv_dtype));
-  std::vector<float> scratch(attention_scratch_floats(tokens, dim));
+  std::vector<float> scratch(attention_scratch_floats(tokens + kBlockTokens, dim));
+  const int64_t prefix_blocks = round_up(virtual_tokens, kBlockTokens) / kBlockTokens;
+  std::vector<uint8_t> prefix(prefix_blocks * args.block_stride * element_bytes(args.kv_dtype));
   args.stride = 3 * dim;
   args.query_scale = 0.5f;
-  args.blocks = blocks.data();
-  args.cache = cache.data();
   args.head_dim = dim;
   args.out_stride = dim;
   args.scratch = scratch.data();
-  for (int64_t first = 0; first < tokens; first += chunk) {
+  if (virtual_tokens > 0) {
+    std::vector<int32_t> in_order(prefix_blocks);
+    for (int64_t i = 0; i < prefix_blocks; ++i) in_order[i] = static_cast<int32_t>(i);
+    args.count = args.first_wanted = virtual_tokens;
+    args.k = qkv.data() + dim;
+    args.v = args.k + dim;
+    args.blocks = in_order.data();
+    args.cache = prefix.data();
+    kernels.attention(args);
+    args.prefix = prefix.data();
+    args.prefix_tokens = virtual_tokens;
+    args.first_wanted = 0;
+  }
+  args.blocks = blocks.data();
+  args.cache = cache.data();
+  for (int64_t first = virtual_tokens; first < tokens; first += chunk) {
     args.count = std::min(chunk, tokens - first);
-    args.first_position = first;
+    args.first_position = first - virtual_tokens;
     args.q = qkv.data() + first * 3 * dim;
     args.k = args.q + dim;
     args.v = args.q + 2 * dim;
@@ -146,7 +162,8 @@ void bind_kernels(nb::module_ module) {
              nb::arg("dtype"), nb::arg("by_input"), nb::arg("epilogue"), nb::arg("skip_zeros"), nb::arg("parts"),
              nb::arg("out").noconvert());
   module.def("attention", &attention, nb::arg("isa"), nb::arg("qkv"), nb::arg("blocks"), nb::kw_only(),
-             nb::arg("num_blocks"), nb::arg("kv_dtype"), nb::arg("chunk"), nb::arg("out").noconvert());
+             nb::arg("num_blocks"), nb::arg("kv_dtype"), nb::arg("chunk"),
+             nb::arg("virtual_tokens") = 0, nb::arg("out").noconvert());
   module.def("layer_norm", &layer_norm, nb::arg("isa"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"),
              nb::arg("y").noconvert());
   module.def("to_float", &to_float, nb::arg("isa"), nb::arg("source"), nb::arg("dtype"),

@@ -193,16 +193,23 @@ void store_kv(uint8_t* cache, DType dtype, int64_t index, float value) {
   }
 }
 
+const uint8_t* block_of(const AttentionArgs& a, int64_t index) {
+  if (a.kv_dtype == DType::kF32) return reinterpret_cast<const uint8_t*>(a.block<float>(index));
+  return reinterpret_cast<const uint8_t*>(a.block<uint16_t>(index));
+}
+
 void attend(const AttentionArgs& a, int64_t i) {
-  const int64_t length = a.first_position + i + 1;
+  const int64_t length = a.prefix_places() + a.first_position + i + 1;
   const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  const auto is_empty = [&a](int64_t pos) { return pos >= a.prefix_tokens && pos < a.prefix_places(); };
   float* p = a.scratch;
   float largest = -INFINITY;
   for (int64_t pos = 0; pos < length; ++pos) {
-    const int64_t block = a.blocks[pos / kBlockTokens] * a.block_stride;
+    if (is_empty(pos)) continue;
+    const uint8_t* block = block_of(a, pos / kBlockTokens);
     float score = 0.0f;
     for (int64_t d = 0; d < a.head_dim; ++d) {
-      const float key = load_kv(a.cache, a.kv_dtype, block + d * kBlockTokens + pos % kBlockTokens);
+      const float key = load_kv(block, a.kv_dtype, d * kBlockTokens + pos % kBlockTokens);
       score = std::fma(a.q[i * a.stride + d] * a.query_scale, key, score);
     }
     p[pos] = score;
@@ -210,15 +217,16 @@ void attend(const AttentionArgs& a, int64_t i) {
   }
   float sum[kLanes] = {};
   for (int64_t pos = 0; pos < length; ++pos) {
-    p[pos] = exp_nonpositive(p[pos] - largest);
+    p[pos] = is_empty(pos) ? 0.0f : exp_nonpositive(p[pos] - largest);
     sum[pos % kLanes] += p[pos];
   }
   const float inverse = 1.0f / fold_sum(sum);
   for (int64_t d = 0; d < a.head_dim; ++d) {
     float total = 0.0f;
     for (int64_t pos = 0; pos < length; ++pos) {
-      const int64_t block = a.blocks[pos / kBlockTokens] * a.block_stride + a.head_dim * kBlockTokens;
-      total = std::fma(p[pos], load_kv(a.cache, a.kv_dtype, block + pos % kBlockTokens * padded_dim + d), total);
+      const uint8_t* block = block_of(a, pos / kBlockTokens);
+      const int64_t value = a.head_dim * kBlockTokens + pos % kBlockTokens * padded_dim + d;
+      total = std::fma(p[pos], load_kv(block, a.kv_dtype, value), total);
     }
     a.out[i * a.out_stride + d] = total * inverse;
   }

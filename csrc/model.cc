@@ -97,7 +97,7 @@ void Model::place_buffers() {
   quantized_ = place_quantized(tokens * std::max(width_, embed_width_) / kGroup);
   ffn_quantized_ = place_quantized(tokens * ffn_width_ / kGroup);
   const int64_t floats = std::max({matmul_scratch_floats(ffn_width_), config_.hidden_size,
-                                   attention_scratch_floats(config_.max_positions, head_dim_)});
+                                   attention_scratch_floats(2 * config_.max_positions + kBlockTokens, head_dim_)});
   own_.resize(team_.size());
   for (Own& own : own_) {
     own.scratch = buffers_.take_floats(floats);
@@ -232,7 +232,8 @@ std::string Model::check(const Batch& b) const {
     if (end > b.num_tokens) return "seq_starts must run from 0 to T";
     if (b.adapters != nullptr && b.adapters[s] != -1 && !adapters_.holds(b.adapters[s])) return "no such adapter";
     const int64_t first = b.positions[begin], last = first + (end - begin) - 1;
-    if (first < 0 || last >= config_.max_positions) return "position out of range";
+    const int64_t start = b.adapters != nullptr && b.adapters[s] >= 0 ? adapters_[b.adapters[s]].text_start : 0;
+    if (first < 0 || last + start >= config_.max_positions) return "position out of range";
     if (last / kBlockTokens >= b.table_width) return "block table too short";
     for (int32_t t = begin; t < end; ++t) {
       if (b.positions[t] != first + (t - begin)) return "positions of a sequence must be consecutive";
@@ -327,7 +328,12 @@ void Model::embed(const Batch& batch, int rank) {
   const bool projects = project_in_.w.data != nullptr;
   const Range part = share(batch.num_tokens, rank, team_.size());
   for (int64_t t = part.begin; t < part.end; ++t) {
-    read_row(embedding_.w, batch.tokens[t], projects ? embed_ + t * embed_width_ : x_ + t * width_);
+    float* target = projects ? embed_ + t * embed_width_ : x_ + t * width_;
+    if (batch.embeddings == nullptr) {
+      read_row(embedding_.w, batch.tokens[t], target);
+    } else {
+      std::memcpy(target, batch.embeddings + t * config_.embed_dim, config_.embed_dim * 4);
+    }
   }
   if (projects) {
     team_.barrier();
@@ -336,8 +342,9 @@ void Model::embed(const Batch& batch, int rank) {
   }
   const int64_t row_bytes = config_.hidden_size * element_bytes(config_.positions_dtype);
   float* position = own_[rank].scratch;
-  for (int64_t t = part.begin; t < part.end; ++t) {
-    const uint8_t* row = positions_ + (batch.positions[t] + config_.position_offset) * row_bytes;
+  for (int64_t t = part.begin; t < part.end && batch.adds_positions; ++t) {
+    const int64_t start = adapter_of_.empty() || adapter_of_[t] == nullptr ? 0 : adapter_of_[t]->text_start;
+    const uint8_t* row = positions_ + (batch.positions[t] + start + config_.position_offset) * row_bytes;
     kernels_.to_float(row, config_.positions_dtype, config_.hidden_size, position);
     for (int64_t d = 0; d < config_.hidden_size; ++d) x_[t * width_ + d] += position[d];
   }
@@ -445,7 +452,8 @@ Stream Model::stream(const Linear& linear, int rank) const {
 void Model::attend(const Batch& batch, int64_t index, int rank) {
   const int64_t element = element_bytes(config_.kv_dtype);
   const int64_t head_stride = block_stride_ / config_.num_heads;
-  uint8_t* cache = cache_.data() + index * config_.num_blocks * block_stride_ * element;
+  uint8_t* cache = batch.prefix == nullptr ? cache_.data() + index * config_.num_blocks * block_stride_ * element
+                                           : batch.prefix->prefix.data() + index * prefix_bytes(*batch.prefix);
   // By heads of every sequence, or by sequences and heads together.
   const int64_t heads = by_heads_ ? config_.num_heads / team_.size() : config_.num_heads;
   const int64_t first_head = by_heads_ ? heads * rank : 0;
@@ -470,6 +478,10 @@ void Model::attend(const Batch& batch, int64_t index, int rank) {
     }
     args.blocks = batch.block_tables + sequence * batch.table_width;
     args.cache = cache + head * head_stride * element;
+    if (const Adapter* adapter = adapter_of_.empty() ? nullptr : adapter_of_[first]; adapter != nullptr) {
+      args.prefix = adapter->prefix.data() + index * prefix_bytes(*adapter) + head * head_stride * element;
+      args.prefix_tokens = adapter->prefix_tokens;
+    }
     args.block_stride = block_stride_;
     args.kv_dtype = config_.kv_dtype;
     args.head_dim = head_dim_;

@@ -43,6 +43,9 @@ struct Batch {
   const int32_t* block_tables = nullptr;
   const int32_t* adapters = nullptr;  // (num_sequences) id of each one's adapter, -1 for none; or null
   const int32_t* rows = nullptr;  // tokens whose results are wanted, ascending
+  const float* embeddings = nullptr;  // (T, E) in place of tokens, or null
+  bool adds_positions = true;
+  Adapter* prefix = nullptr;  // keys and values go there and not to the cache, or null
   int64_t num_tokens = 0;
   int64_t num_sequences = 0;
   int64_t table_width = 0;
@@ -93,6 +96,11 @@ class Model {
                           int64_t inputs, int64_t outputs);
   bool has_adapter(int32_t id) const { return adapters_.holds(id); }
   void remove_adapter(int32_t id) { adapters_.remove(id); }
+  // Gives an adapter virtual tokens: the keys and values of every layer (n, 2 L D), a token's layer after layer and keys
+  // before values; or embeddings (n, E), which the layers turn into keys and values here, with the positions from 0 on
+  // when the text comes behind them (text_start > 0).
+  void set_prefix(int32_t id, const float* numbers, int64_t count, int64_t text_start);
+  void set_prompt(int32_t id, const float* embeddings, int64_t count, int64_t text_start);
 
   void copy_blocks(const int32_t* source, const int32_t* target, int64_t count);
 
@@ -143,6 +151,8 @@ class Model {
   bool pack(const Source& source, const Target& target);
   bool load_positions(const Source& source);
 
+  int64_t prefix_bytes(const Adapter& adapter) const;
+  void place_prefix(Adapter& adapter, int64_t count, int64_t text_start) const;
   void run_rank(const Batch& batch, int rank);
   void embed(const Batch& batch, int rank);
   void attention_block(const Layer& layer, const Batch& batch, int64_t index, int rank);

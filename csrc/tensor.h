@@ -110,6 +110,10 @@ struct AttentionArgs {
   int64_t first_position = 0;
   int64_t first_wanted = 0;  // tokens before it enter the cache, and their output is not needed
   const int32_t* blocks = nullptr;  // (context / 16) block ids of the sequence
+  // Virtual tokens that stand before position 0, in blocks like those of the cache, one after another; their last block
+  // ends in zeros. They take the places 0 to prefix_places() - 1 of a row of scores, the text those after it.
+  const uint8_t* prefix = nullptr;
+  int64_t prefix_tokens = 0;
   // Cache of this layer and head; block b begins at cache + b * block_stride elements of kv_dtype and holds keys as
   // (head_dim, 16 positions), then values as (16 positions, padded head_dim).
   uint8_t* cache = nullptr;
@@ -119,11 +123,21 @@ struct AttentionArgs {
   float* out = nullptr;  // (count, out_stride)
   int64_t out_stride = 0;
   float* scratch = nullptr;  // attention_scratch_floats
+
+  int64_t prefix_places() const { return round_up(prefix_tokens, kBlockTokens); }
+  // The block that holds 16 places from 16 * index on.
+  template <class KV>
+  const KV* block(int64_t index) const {
+    const int64_t own = prefix_places() / kBlockTokens;
+    if (index < own) return reinterpret_cast<const KV*>(prefix) + index * block_stride;
+    return reinterpret_cast<const KV*>(cache) + blocks[index - own] * block_stride;
+  }
 };
 
 inline constexpr int64_t kQueryTile = 4;
-inline constexpr int64_t attention_scratch_floats(int64_t context, int64_t head_dim) {
-  return kQueryTile * (round_up(context, 4 * kBlockTokens) + 2 * round_up(head_dim, kLanes));
+// `places`: of the longest text and of the virtual tokens before it.
+inline constexpr int64_t attention_scratch_floats(int64_t places, int64_t head_dim) {
+  return kQueryTile * (round_up(places, 4 * kBlockTokens) + 2 * round_up(head_dim, kLanes));
 }
 
 }  // namespace optlm

@@ -26,8 +26,7 @@ from optlm.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from optlm.checkpoint.adapter import SIDECAR, WEIGHTS, open_adapter
 from optlm.checkpoint.fingerprint import fingerprint
 from optlm.checkpoint.merge import merge_adapter
-from optlm.engine.llm import LLM
-from optlm.errors import BackendError, CheckpointError, ConfigError
+from optlm.errors import CheckpointError, ConfigError
 from optlm.model import OPT
 from optlm.train.adapters import AdapterConfig, attach_saved
 from variants import VARIANTS, make_state, write_checkpoint
@@ -191,12 +190,10 @@ def test_bin_files_are_read_and_never_executed(base_and_adapter: Any) -> None:
         open_adapter(folder, base)
 
 
-def test_virtual_tokens_on_the_native_engine(tmp_path: Path) -> None:
+def test_virtual_tokens_that_fit_nothing(tmp_path: Path) -> None:
     config = VARIANTS["base"]
     folder = write_checkpoint(tmp_path / "m", config, make_state(config))
     _, base = made(folder, tmp_path / "a", AdapterConfig(method="prefix", virtual_tokens=3))
-    with pytest.raises(BackendError, match="native backend cannot run the virtual tokens"):
-        LLM(folder, backend="native", adapter=tmp_path / "a")
     with pytest.raises(CheckpointError, match="cannot be merged"):
         merge_adapter(base, open_adapter(tmp_path / "a", base))
     change(tmp_path / "a", num_attention_heads=4)

@@ -98,6 +98,9 @@ def test_a_head_of_ours_on_a_tied_model(tmp_path: Path) -> None:
     torch.testing.assert_close(adapted.loss(batch).total, loss)
 
 
+BACKENDS: tuple[Any, ...] = ("native", "torch")
+
+
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
 def test_virtual_tokens_take_no_positions(folder: Path, method: str, tmp_path: Path) -> None:
     """Our text begins at position 0; peft's behind the virtual tokens, unless told otherwise."""
@@ -116,9 +119,10 @@ def test_virtual_tokens_take_no_positions(folder: Path, method: str, tmp_path: P
         torch.testing.assert_close(got, wanted, **EXACT)
     whole = [2, *range(4, 4 + base.config.max_position_embeddings - 1)]
     assert torch.isfinite(logits(adapted, whole)).all()
-    (scored,) = LLM(folder, backend="torch", device="cpu", adapter=tmp_path).score([whole])
     expected = logits(adapted, whole).log_softmax(1)[:-1].gather(1, torch.tensor(whole)[1:, None])
-    np.testing.assert_allclose(scored.logprobs[1:], expected[:, 0].numpy(), atol=1e-4)
+    for backend in BACKENDS:
+        (scored,) = LLM(folder, backend=backend, adapter=tmp_path).score([whole])
+        np.testing.assert_allclose(scored.logprobs[1:], expected[:, 0].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
@@ -138,11 +142,12 @@ def test_virtual_tokens_made_by_peft(folder: Path, method: str, tmp_path: Path) 
     torch.testing.assert_close(
         logits(attach_saved(OPT.from_checkpoint(folder), adapter)), wanted, rtol=0, atol=1e-4
     )
-    llm = LLM(folder, backend="torch", device="cpu", adapter=tmp_path)
-    assert llm.config.max_position_embeddings == base.config.max_position_embeddings - 4
-    (scored,) = llm.score([TEXT])
     expected = wanted.log_softmax(1)[:-1].gather(1, torch.tensor(TEXT)[1:, None])
-    np.testing.assert_allclose(scored.logprobs[1:], expected[:, 0].numpy(), atol=1e-4)
+    for backend in BACKENDS:
+        llm = LLM(folder, backend=backend, adapter=tmp_path)
+        assert llm.config.max_position_embeddings == base.config.max_position_embeddings - 4
+        (scored,) = llm.score([TEXT])
+        np.testing.assert_allclose(scored.logprobs[1:], expected[:, 0].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])

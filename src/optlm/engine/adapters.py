@@ -26,10 +26,12 @@ class LoadedAdapter:
     Attributes:
         id: the runner's; -1 for none. Given out again after the adapter was unloaded.
         salt: begins the names of KV blocks that the adapter had a part in; never given out again.
+        text_start: position of a text's first token; the context is that much shorter.
     """
 
     id: int
     salt: bytes
+    text_start: int = 0
 
 
 NO_ADAPTER = LoadedAdapter(-1, b"")
@@ -87,7 +89,8 @@ class Adapters:
 
         adapter = open_adapter(folder, self._base, force=force)
         adapter_id = self._runner.load_adapter(adapter)
-        self._loaded[name] = LoadedAdapter(adapter_id, next(self._serial).to_bytes(8, "little"))
+        salt = next(self._serial).to_bytes(8, "little")
+        self._loaded[name] = LoadedAdapter(adapter_id, salt, adapter.text_start)
 
     def unload(self, name: str) -> None:
         """Forget an adapter that no request uses.

@@ -93,7 +93,7 @@ class Engine(RunsJobs):
             raise RequestError("best_of chooses among finished samples, so they cannot be streamed")
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids")
-        tokens, cut = admit_prompt(prompt, self.tokenizer, params, self.config)
+        tokens, cut = admit_prompt(prompt, self.tokenizer, params, self._config(params.adapter))
         text = prompt if isinstance(prompt, str) else None
         return self._queue(Prompt(text, tokens, cut), params, streams=stream, priority=priority)
 
@@ -107,7 +107,7 @@ class Engine(RunsJobs):
         priority: int = 0,
     ) -> list[Generation]:
         """Queue one text, window by window; `join_scores` makes the result."""
-        context = self.config.max_position_embeddings
+        context = self._config(adapter).max_position_embeddings
         only_read = _only_read(adapter)
         room = context if on_overflow == "error" else None
         token_ids = as_token_ids(text, self.tokenizer, self.config, room=room)
@@ -134,7 +134,7 @@ class Engine(RunsJobs):
     ) -> Generation:
         """Queue one text; the finished job's `pool` has its vector."""
         pool = Pool(pooling)
-        context = self.config.max_position_embeddings
+        context = self._config(adapter).max_position_embeddings
         tokens = as_token_ids(text, self.tokenizer, self.config, room=context)
         if len(tokens) > context:
             raise ContextLengthError(
@@ -146,6 +146,12 @@ class Engine(RunsJobs):
 
     def submit_reading(self, tree: TokenTree, measure: Measure, adapter: str | None) -> Reading:
         """Queue a tree, whose longest sequence fits the context; it runs as `read` runs it."""
+        context = self._config(adapter).max_position_embeddings
+        longest = max((len(path) for path in tree.paths), default=0)
+        if longest > context:
+            raise ContextLengthError(
+                f"a sequence has {longest} tokens; the context holds {context}. Shorten it"
+            )
         reading = Reading(self._arrivals, tree, measure, self._adapters.find(adapter))
         self._arrivals += 1
         blocks, rows = self._max_blocks, self._scheduler.max_logit_rows
@@ -188,6 +194,14 @@ class Engine(RunsJobs):
 
     # ---- inside --------------------------------------------------------------------------------
 
+    def _config(self, adapter: str | None) -> OPTConfig:
+        """The model's, with the context that an adapter leaves to texts."""
+        taken = self._adapters.find(adapter).text_start
+        if not taken:
+            return self.config
+        context = self.config.max_position_embeddings - taken
+        return replace(self.config, max_position_embeddings=context)
+
     def _step_search(self) -> None:
         search = self._searches[0]
         search.step()
@@ -224,7 +238,7 @@ class Engine(RunsJobs):
             self._arrivals,
             prompt,
             params,
-            config=self.config,
+            config=self._config(params.adapter),
             tokenizer=self.tokenizer,
             max_blocks=self._max_blocks,
             adapter=self._adapters.find(params.adapter),

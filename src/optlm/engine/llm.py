@@ -102,7 +102,7 @@ class LLM(Engine):
         return self._adapters.names
 
     def load_adapter(self, name: str, folder: str | Path, *, force: bool = False) -> None:
-        """Load a LoRA in peft's format beside the weights, for the requests that name it.
+        """Load a LoRA, prefix or prompt in peft's format, for the requests that name it.
 
         Requests with different adapters run in one batch, each with the numbers it has alone.
 
@@ -113,7 +113,7 @@ class LLM(Engine):
         Raises:
             RequestError: the name is taken or no name.
             CheckpointError: the files are broken, or made for another base.
-            BackendError: what only merging can run: DoRA, changes outside the layers, prefixes.
+            BackendError: what only merging can run: DoRA, changes outside the layers.
         """
         self._adapters.load(name, folder, force=force)
 

@@ -5,6 +5,7 @@ Letters: T new tokens, B sequences, M blocks a table, R logit rows, V vocabulary
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ class NativeRunner:
         threads: None takes every core this process may use.
         kv_dtype: "f32" or "f16"; None is "f32" for f32 weights and "f16" otherwise.
         isa: "auto", "reference", "avx2" or "avx512".
+        adapter: virtual tokens that stand before every text.
 
     Raises:
         BackendError: an instruction set this machine lacks, or not enough memory.
@@ -54,6 +56,7 @@ class NativeRunner:
         threads: int | None = None,
         kv_dtype: str | None = None,
         isa: str = "auto",
+        adapter: Adapter | None = None,
     ) -> None:
         self.config: OPTConfig = checkpoint.config
         self.num_blocks = num_blocks
@@ -88,6 +91,11 @@ class NativeRunner:
             raise BackendError(f"the native backend cannot start: {error}") from error
         if packed is None:
             _load_weights(self.core, checkpoint)
+        self._always: int | None = None  # the adapter of sequences that name none
+        if adapter is not None:
+            self._always = self.load_adapter(adapter)
+            context = self.config.max_position_embeddings - adapter.text_start
+            self.config = dataclasses.replace(self.config, max_position_embeddings=context)
         _core.trim_heap()  # parsed headers and vocabularies leave much behind
 
     def forward(
@@ -96,7 +104,15 @@ class NativeRunner:
     ) -> Float32:  # fmt: skip
         logits = self._logits_buffer(len(logit_rows))
         self.core.forward(
-            tokens, positions, seq_starts, block_tables, logit_rows, logits, None, None, adapters
+            tokens,
+            positions,
+            seq_starts,
+            block_tables,
+            logit_rows,
+            logits,
+            None,
+            None,
+            self._each(adapters, block_tables),
         )
         return logits
 
@@ -106,7 +122,15 @@ class NativeRunner:
     ) -> Int32:  # fmt: skip
         best = np.empty(len(logit_rows), np.int32)
         self.core.forward(
-            tokens, positions, seq_starts, block_tables, logit_rows, None, None, best, adapters
+            tokens,
+            positions,
+            seq_starts,
+            block_tables,
+            logit_rows,
+            None,
+            None,
+            best,
+            self._each(adapters, block_tables),
         )
         return best
 
@@ -117,7 +141,15 @@ class NativeRunner:
         hidden = np.empty((len(tokens), self.config.embed_dim), np.float32)
         every = np.arange(len(tokens), dtype=np.int32)
         self.core.forward(
-            tokens, positions, seq_starts, block_tables, every, None, hidden, None, adapters
+            tokens,
+            positions,
+            seq_starts,
+            block_tables,
+            every,
+            None,
+            hidden,
+            None,
+            self._each(adapters, block_tables),
         )
         logits = np.empty((len(logit_rows), self.config.vocab_size), np.float32)
         if len(logit_rows):
@@ -132,7 +164,18 @@ class NativeRunner:
             self._logits = np.empty((rows, self.config.vocab_size), np.float32)
         return self._logits[:rows]
 
+    def _each(self, adapters: Int32 | None, tables: Int32) -> Int32 | None:
+        if self._always is None or adapters is not None:
+            return adapters
+        return np.full(len(tables), self._always, np.int32)
+
     def load_adapter(self, adapter: Adapter) -> int:
+        if adapter.prompt is not None:
+            numbers = np.ascontiguousarray(adapter.prompt.numpy(), np.float32)
+            adapter_id = self.core.add_adapter()
+            runs = adapter.settings.kind == "prompt"
+            self.core.set_prefix(adapter_id, numbers, adapter.text_start, runs)
+            return adapter_id
         changes = changes_inside_layers(adapter)
         adapter_id = self.core.add_adapter()
         for module, (a, b) in changes.items():

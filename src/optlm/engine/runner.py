@@ -146,7 +146,8 @@ def make_runner(
     """Load a checkpoint into the backend that is there.
 
     Args:
-        adapter: low-rank changes are merged into the weights; virtual tokens need PyTorch.
+        adapter: low-rank changes are merged into the weights; virtual tokens stand before every
+            text.
 
     Raises:
         BackendError: the backend is not installed, or cannot do what was asked.
@@ -155,15 +156,10 @@ def make_runner(
         from optlm.checkpoint.merge import merge_adapter
 
         checkpoint, adapter = merge_adapter(checkpoint, adapter), None
-    torch_only = options.device not in (None, "cpu") or adapter is not None
+    torch_only = options.device not in (None, "cpu")
     backend = _choose_backend(
         "torch" if options.backend == "auto" and torch_only else options.backend
     )
-    if backend == "native" and adapter is not None:
-        raise BackendError(
-            f"the native backend cannot run the virtual tokens of a {adapter.settings.kind} "
-            f"({adapter.folder}): its cache has no room before the text; use backend='torch'"
-        )
     dtype = _exact_dtype(checkpoint, backend) if options.dtype == "auto" else options.dtype
     num_blocks = _num_blocks(checkpoint.config, options, dtype)
     if backend == "native":
@@ -179,6 +175,7 @@ def make_runner(
             threads=options.threads,
             num_blocks=num_blocks,
             max_batch_tokens=options.max_batch_tokens,
+            adapter=adapter,
         )
         return native
     from optlm.engine.torch_runner import TorchRunner
@@ -200,7 +197,7 @@ def changes_inside_layers(adapter: Adapter) -> dict[str, tuple[Float32, Float32]
     Raises:
         BackendError: it does more than add low-rank changes to matrices inside the layers.
     """
-    wrong = None if adapter.mergeable else f"is a {adapter.settings.kind}"
+    wrong = None
     changes = {}
     for module, change in adapter.matrices.items():
         if change.magnitude is not None:

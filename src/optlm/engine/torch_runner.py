@@ -74,11 +74,10 @@ class TorchRunner:
         self._device = _device(device)
         self._model = _load(checkpoint, _DTYPES[dtype], self._device)
         self._low_rank = LowRankLayers(self._model)
-        self._prefix: Prefix | None = None
-        self._text_start = 0
+        self._prefixes: dict[int, tuple[Prefix, int]] = {}  # of adapters; -1: of all without one
         if adapter is not None:
-            self._prefix, self._text_start = prefix_of(adapter, self._model), adapter.text_start
-            context = self.config.max_position_embeddings - self._text_start
+            self._prefixes[-1] = prefix_of(adapter, self._model), adapter.text_start
+            context = self.config.max_position_embeddings - adapter.text_start
             self.config = dataclasses.replace(self.config, max_position_embeddings=context)
         shape = (num_blocks, self.block_size, self.config.num_attention_heads, self.config.head_dim)
         # Keys and values of each layer: (blocks, tokens of a block, H, K).
@@ -112,10 +111,14 @@ class TorchRunner:
         return self._logits(hidden, logit_rows), hidden.float().cpu().numpy()
 
     def load_adapter(self, adapter: Adapter) -> int:
-        return self._low_rank.add(changes_inside_layers(adapter))
+        adapter_id = self._low_rank.add(changes_inside_layers(adapter))
+        if not adapter.mergeable:
+            self._prefixes[adapter_id] = prefix_of(adapter, self._model), adapter.text_start
+        return adapter_id
 
     def unload_adapter(self, adapter_id: int) -> None:
         self._low_rank.remove(adapter_id)
+        self._prefixes.pop(adapter_id, None)
 
     @torch.inference_mode()
     def copy_blocks(self, source: Int32, target: Int32) -> None:
@@ -137,6 +140,7 @@ class TorchRunner:
                     tokens[rows].reshape(len(group), -1),
                     positions[rows].reshape(len(group), -1),
                     block_tables[group],
+                    *self._prefixes.get(adapter_id, (None, 0)),
                 ).flatten(0, 1)
             if hidden is None:
                 hidden = states.new_empty(len(tokens), states.shape[1])
@@ -144,7 +148,14 @@ class TorchRunner:
         assert hidden is not None
         return hidden
 
-    def _group(self, tokens: Int32, positions: Int32, tables: Int32) -> Tensor:
+    def _group(
+        self,
+        tokens: Int32,
+        positions: Int32,
+        tables: Int32,
+        prefix: Prefix | None,
+        text_start: int,
+    ) -> Tensor:
         """Run sequences with equally many new tokens (B, N) through all layers; (B, N, E)."""
         size = self.block_size
         starts = positions[:, 0]
@@ -153,31 +164,28 @@ class TorchRunner:
         past = self._indices(tables[:, :num_blocks])  # (B, S / size)
         places = np.take_along_axis(tables, positions // size, axis=1) * size + positions % size
         slots = self._indices(places.ravel())
-        mask = self._mask(starts, new, num_blocks * size)
+        before = 0 if prefix is None else prefix[0][0].shape[2]
+        mask = self._mask(starts, new, num_blocks * size, before)
         decoder = self._model.decoder
-        x = decoder.embed(self._indices(tokens), self._indices(positions + self._text_start))
+        x = decoder.embed(self._indices(tokens), self._indices(positions + text_start))
         for i, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
             layer = decoder.layers[i]
             assert isinstance(layer, Layer)
             earlier = _heads_first(keys[past], batch), _heads_first(values[past], batch)
-            if self._prefix is not None:
-                earlier = (
-                    _after(self._prefix[i][0], earlier[0]),
-                    _after(self._prefix[i][1], earlier[1]),
-                )
+            if prefix is not None:
+                earlier = _after(prefix[i][0], earlier[0]), _after(prefix[i][1], earlier[1])
             x, (k, v), _ = layer(x, mask, earlier, False)
             for cache, states in ((keys, k), (values, v)):
                 fresh = states[:, :, -new:].transpose(1, 2)  # (B, N, H, K)
                 cache.flatten(0, 1)[slots] = fresh.flatten(0, 1)
         return decoder.finish(x)
 
-    def _mask(self, starts: Int32, new: int, width: int) -> Tensor:
+    def _mask(self, starts: Int32, new: int, width: int, before: int) -> Tensor:
         """(B, 1, N, n + S + N): a new token sees the virtual ones, the earlier ones, itself and the
         new ones before it."""
         earlier = torch.arange(width, device=self._device) < self._indices(starts)[:, None]
         causal = torch.ones(new, new, dtype=torch.bool, device=self._device).tril()
         batch = len(starts)
-        before = 0 if self._prefix is None else self._prefix[0][0].shape[2]
         return torch.cat(
             [
                 earlier.new_ones(batch, new, before),

@@ -186,14 +186,17 @@ def test_layer_norm(isa: str, width: int) -> None:
     assert np.allclose(results[isa], want, atol=1e-5)
 
 
-def attend(isa: str, qkv: Float32, *, kv_dtype: str = "f32", chunk: int = 10**6) -> Float32:
+def attend(
+    isa: str, qkv: Float32, *, kv_dtype: str = "f32", chunk: int = 10**6, virtual_tokens: int = 0
+) -> Float32:
     tokens, dim = qkv.shape[0], qkv.shape[1] // 3
     count = -(-tokens // 16)
     blocks = np.random.default_rng(5).permutation(count + 3)[:count].astype(np.int32)
     out = np.empty((tokens, dim), np.float32)
     kernels.attention(
-        isa, qkv, blocks, num_blocks=count + 3, kv_dtype=kv_dtype, chunk=chunk, out=out
-    )
+        isa, qkv, blocks, num_blocks=count + 3, kv_dtype=kv_dtype, chunk=chunk,
+        virtual_tokens=virtual_tokens, out=out,
+    )  # fmt: skip
     return out
 
 
@@ -215,6 +218,22 @@ def test_attention_is_attention() -> None:
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
     want = p / p.sum(axis=1, keepdims=True) @ v
     assert np.abs(attend("reference", qkv) - want).max() < 1e-5
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("dim", [4, 20, 64])
+@pytest.mark.parametrize("virtual", [1, 15, 16, 21])
+def test_attention_behind_virtual_tokens(isa: str, kv_dtype: str, dim: int, virtual: int) -> None:
+    """Equal to attention over all rows, in whole blocks bit by bit."""
+    qkv = numbers((virtual + 38, 3 * dim), scale=2.0)
+    options = {"kv_dtype": kv_dtype, "virtual_tokens": virtual}
+    want = attend("reference", qkv, **options)[virtual:]
+    for chunk in (38, 1, 7):
+        assert equal_bits(attend(isa, qkv, chunk=chunk, **options)[virtual:], want)
+    joined = attend("reference", qkv, kv_dtype=kv_dtype)[virtual:]
+    assert np.abs(want - joined).max() < 1e-5
+    assert equal_bits(want, joined) or virtual % 16
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -30,6 +30,7 @@ COMMANDS = {
     "score": "tell how likely a text is",
     "classify": "choose a label for each text by prompts",
     "eval": "measure a model on tasks, zero- to many-shot",
+    "serve": "serve a model over HTTP, with OpenAI's API",
     "uncertainty": "tell how sure a model is, and how far to believe it",
     "batch": "run a file of prompts, whatever crashes",
     "info": "show what a model is and what it needs",

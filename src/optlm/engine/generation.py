@@ -154,6 +154,7 @@ class Sample:
             token_ids=new_ids,
             logprobs=logprobs,
             finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
         )
 
     def _choose(self, row: NDArray[np.float32]) -> int:
@@ -355,6 +356,7 @@ class Generation:
                 text=done.text,
                 token_ids=done.token_ids,
                 finish_reason=done.finish_reason,
+                stop_reason=done.stop_reason,
                 result=self.output() if done is completions[-1] else None,
             )
             for done in completions

@@ -106,7 +106,7 @@ class StreamOutput:
         index: which of the `n` outputs.
         token_ids: tokens since the last increment; their text may come later (half characters, stop
             strings).
-        finish_reason: set on the last increment of the output.
+        finish_reason: set on the last increment of the output, with its `stop_reason`.
         result: everything, on the very last increment of the request.
     """
 
@@ -115,6 +115,7 @@ class StreamOutput:
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     result: RequestOutput | None = None
 
 

@@ -188,11 +188,19 @@ def test_flags_say_what_they_rest_on() -> None:
     )  # fmt: skip
     data = DataMark(name="qa.jsonl", sha256="ab" * 32, items=125, of="items")
     stored = StoredRule(
-        estimator="entropy", task="answers", temperature=1.0, rule=rule, model={}, data=data
+        estimator="entropy", task="answers", settings="10 samples", rule=rule, model={}, data=data
     )
     calm, loud = flags({"entropy": 0.4, "margin": -0.1}, rules=[stored], thresholds={"margin": -1})
     assert (calm.raised, loud.raised) == (False, True)
-    for fact in ("entropy", "0.5", "125 items of qa.jsonl", "abababababab", "0.1", "0.95"):
+    for fact in (
+        "entropy",
+        "0.5",
+        "125 items of qa.jsonl",
+        "abababababab",
+        "0.1",
+        "0.95",
+        "10 samples",
+    ):
         assert fact in calm.basis
     assert "not calibrated" in loud.basis
     with pytest.raises(RequestError, match="did you mean 'entropy'"):

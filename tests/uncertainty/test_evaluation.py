@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,13 @@ def test_bad_input_ends_with_a_message(
     code, _, err = command("uncertainty", *given, "-m", folders["base"])
     assert code == 2, err
     assert told in err
+
+
+def test_a_missing_library_is_named(
+    command: Command, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.jsonl.zst").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    code, _, err = command("uncertainty", "evaluate", tmp_path / "x.jsonl.zst")
+    assert code == 1
+    assert "needs zstandard; install it with: pip install 'optlm[train]'" in err

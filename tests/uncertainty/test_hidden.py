@@ -43,17 +43,16 @@ def test_evaluate_reports_the_distance(
     command: Command, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     items = tmp_path / "items.jsonl"
-    rows = [{"good": "the cat", "bad": "cat the"}, {"good": "home the", "bad": "the home"}] * 3
+    pair = ("the cat", "cat the")  # both ways round: one is right
+    rows = [{"good": a, "bad": b} for a, b in (pair, pair[::-1])] * 3
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
     known = tmp_path / "known.txt"
     known.write_text("\n".join(KNOWN))
     code, out, err = command(
         "uncertainty", "evaluate", items, "--known", known, "-m", folders["base"]
     )
-    if code == 2:  # a random model may have all of them right
-        assert "AUROC is undefined" in err
-    else:
-        assert "distance" in out
+    assert code == 0, err
+    assert "distance" in out
     assert "distance: 4 texts, covariance shrunk by" in err
 
 

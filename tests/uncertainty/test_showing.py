@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optlm.cli import uncertainty_select, uncertainty_tokens
+from optlm.uncertainty.asking import token_figures
+from optlm.uncertainty.measures import measure_rows
 from optlm.uncertainty.showing import COLOURED_BY, coloured
 from variants import VARIANTS
 
@@ -27,6 +30,12 @@ def test_json_names_every_token(command: Command, folders: dict[str, Path], name
     assert record["tokens"] == len(record["by_token"])
     total = sum(row["logprob"] for row in record["by_token"])
     assert record["log_likelihood"] == pytest.approx(total)
+
+
+def test_the_commands_offer_what_there_is() -> None:
+    assert set(uncertainty_tokens._BY) == set(COLOURED_BY)
+    rows = np.log(np.full((1, 4), 0.25, np.float32))
+    assert set(uncertainty_select._BY) == set(token_figures(measure_rows(rows, np.array([1]))))
 
 
 def test_lines_table_and_colours(command: Command, folders: dict[str, Path]) -> None:

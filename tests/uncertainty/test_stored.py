@@ -48,10 +48,12 @@ def test_what_is_saved_is_loaded(folders: dict[str, Path], tmp_path: Path, data:
         random = np.random.default_rng(0)
         rule = learn_rule(random.random(100), random.random(100) < never, risk=0.2)
         whole = StoredRule(
-            estimator="entropy", task="choices", temperature=1.0, rule=rule, model=mark, data=data
+            estimator="entropy", task="choices", settings="x", rule=rule, model=mark, data=data
         )
         save(whole, tmp_path / "r.json")
-        assert load_rule(tmp_path / "r.json", model=mark) == whole
+        assert load_rule(tmp_path / "r.json", task="choices", model=mark) == whole
+        with pytest.raises(CheckpointError, match="learned on choices, not on answers"):
+            load_rule(tmp_path / "r.json", task="answers", model=mark)
         assert "texts.txt" in whole.basis
 
 
@@ -108,9 +110,9 @@ def test_files_that_are_no_json_or_missing(folders: dict[str, Path], tmp_path: P
     mark = model_mark(folders["base"])
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not a JSON object"):
-        load_rule(tmp_path / "t.json", model=mark)
+        load_rule(tmp_path / "t.json", task="choices", model=mark)
     with pytest.raises((CheckpointError, FileNotFoundError)):
-        load_rule(tmp_path / "none.json", model=mark)
+        load_rule(tmp_path / "none.json", task="choices", model=mark)
 
 
 def test_a_place_beside_the_model(folders: dict[str, Path]) -> None:

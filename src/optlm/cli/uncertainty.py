@@ -9,6 +9,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from importlib import import_module
 
+from optlm.cli.common import FAILURE, say
+
 USAGE = "tokens|answer|calibrate|evaluate|select ..."
 
 _ACTIONS = {
@@ -38,5 +40,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int | None:
-    code: int | None = options.do(options)
+    try:
+        code: int | None = options.do(options)
+    except ModuleNotFoundError as error:
+        say(f"error: this needs {error.name}; install it with: pip install 'optlm[train]'")
+        return FAILURE
     return code

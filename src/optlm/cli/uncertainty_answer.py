@@ -63,7 +63,7 @@ def run(options: Namespace) -> None:
     from optlm.uncertainty.stored import load_rule, model_mark
 
     mark = model_mark(options.model, options.adapter) if options.rule else {}
-    rules = [load_rule(path, model=mark) for path in options.rule]
+    rules = [load_rule(path, task="answers", model=mark) for path in options.rule]
     llm = load_model(options)
     (answered,) = ask(
         llm, [options.prompt], samples=options.samples, max_tokens=options.max_tokens,

@@ -165,10 +165,14 @@ def _rule(options: Namespace, judged: Judged, temperature: float, items: int) ->
             f"there is no estimator {options.by!r} here{did_you_mean(options.by, judged.figures)}; "
             f"there are {', '.join(judged.figures)}"
         )
+    if judged.scores is None:
+        settings = f"{options.samples} samples of {options.max_tokens} tokens at most"
+    else:
+        settings = f"scoring {options.scoring} and temperature {temperature:.4g}"
     return StoredRule(
         estimator=options.by,
         task="answers" if judged.scores is None else "choices",
-        temperature=temperature,
+        settings=settings,
         rule=learn_rule(
             judged.figures[options.by], judged.wrong, risk=options.risk, delta=options.delta,
             seed=options.seed,

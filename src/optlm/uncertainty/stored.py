@@ -79,8 +79,8 @@ class StoredRule:
     """A rule with all that says where it holds."""
 
     estimator: str  # whose uncertainty it reads
-    task: str  # kind of the items
-    temperature: float  # that divided the logits
+    task: str  # kind of the items: "choices" or "answers"
+    settings: str  # how the figures were made; the rule holds for figures made alike
     rule: Rule
     model: dict[str, str | None]
     data: DataMark
@@ -98,7 +98,7 @@ class StoredRule:
             f"{self.estimator} against a threshold of {rule.threshold:.4g}, learned on "
             f"{self.data.items} items of {self.data.name} (sha256 {self.data.sha256[:12]}): below "
             f"it at most {rule.risk:g} of the answers are wrong, with probability "
-            f"{1 - rule.delta:g}, for items like those"
+            f"{1 - rule.delta:g}, for items like those and with {self.settings}"
         )
 
 
@@ -172,15 +172,17 @@ def load_temperature(path: Path, *, kind: Kind, model: dict[str, Any]) -> Stored
     return stored
 
 
-def load_rule(path: Path, *, model: dict[str, Any]) -> StoredRule:
-    """Read a rule that was made for this model.
+def load_rule(path: Path, *, task: str, model: dict[str, Any]) -> StoredRule:
+    """Read a rule that was made for this model and kind of task.
 
     Raises:
-        CheckpointError: no such file, damaged, or made for another model.
+        CheckpointError: no such file, damaged, or made for another model or task.
     """
     values = _read(path, "rule", model)
     values["rule"] = _built(path, Rule, values.get("rule"))
     stored: StoredRule = _built(path, StoredRule, values)
+    if stored.task != task:
+        raise fault_error("other-task", path, f"was learned on {stored.task}, not on {task}")
     return stored
 
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from optlm.model import OPT
-from optlm.train.corpus import ReadReport, read_documents
-from optlm.train.data import encode_documents
-from optlm.train.validate import bits_per_byte
+from optlm.train.pretrain.validate import bits_per_byte
+from optlm.train.tokens.corpus import ReadReport, read_documents
+from optlm.train.tokens.packed import encode_documents
 
 ORDER = 5
 BETWEEN = (

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from optlm.train.distil import distil
-from optlm.train.distil_cache import cache_teacher
-from optlm.train.distil_recipe import DistilConfig
-from optlm.train.distil_report import write_report
+from optlm.train.distil.distil import distil
+from optlm.train.distil.fill_cache import cache_teacher
+from optlm.train.distil.recipe import DistilConfig
+from optlm.train.distil.report import write_report
 from report import Report
 
 DOMAINS = {  # weights of the parts of the text

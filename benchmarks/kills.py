@@ -28,9 +28,9 @@ import torch
 
 import common
 import report
-from optlm.train.pretrain import pretrain
-from optlm.train.recipe import PretrainConfig
-from optlm.train.run_folder import RunFolder
+from optlm.train.pretrain.pretrain import pretrain
+from optlm.train.pretrain.recipe import PretrainConfig
+from optlm.train.run.folder import RunFolder
 
 METHOD = (
     "A model of two layers and 32 units, {steps} steps, a checkpoint every {every}, two kept. "

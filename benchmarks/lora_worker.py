@@ -43,12 +43,12 @@ class Optlm:
         from tempfile import mkdtemp
 
         from optlm.model import OPT
-        from optlm.train.adapters import Adapted, AdapterConfig, attach
-        from optlm.train.examples import Example
-        from optlm.train.loop import LoopConfig, Trainer
-        from optlm.train.optim import OptimConfig
-        from optlm.train.packing import make_rows
-        from optlm.train.run_folder import RunFolder
+        from optlm.train.finetune.adapters import Adapted, AdapterConfig, attach
+        from optlm.train.finetune.examples import Example
+        from optlm.train.finetune.packing import make_rows
+        from optlm.train.loop.optim import OptimConfig
+        from optlm.train.loop.trainer import LoopConfig, Trainer
+        from optlm.train.run.folder import RunFolder
 
         config = AdapterConfig(rank=RANK, alpha=ALPHA, target_modules=tuple(TARGETS))
         optim = OptimConfig(learning_rate=RATE, warmup_steps=0, weight_decay=0.0)

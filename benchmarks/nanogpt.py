@@ -27,10 +27,10 @@ import torch
 from tokenizers import Tokenizer
 
 from optlm.model import OPT
-from optlm.train.corpus import ReadReport, read_documents
-from optlm.train.data import encode_documents, read_manifest
-from optlm.train.export import export_run
-from optlm.train.pretrain import PretrainConfig, training_mixture
+from optlm.train.pretrain.pretrain import PretrainConfig, training_mixture
+from optlm.train.run.export import export_run
+from optlm.train.tokens.corpus import ReadReport, read_documents
+from optlm.train.tokens.packed import encode_documents, read_manifest
 from report import Report
 from train_worker import CLIP, DECAY, SHAPE, Gpt
 

@@ -58,11 +58,11 @@ class Optlm:
 
         from optlm.config import OPTConfig
         from optlm.model import OPT
-        from optlm.train.forward import Forward, autocast
-        from optlm.train.loop import LoopConfig, Loss, Trainer
-        from optlm.train.loss import head_cross_entropy
-        from optlm.train.optim import OptimConfig
-        from optlm.train.run_folder import RunFolder
+        from optlm.train.loop.forward import Forward, autocast
+        from optlm.train.loop.loss import head_cross_entropy
+        from optlm.train.loop.optim import OptimConfig
+        from optlm.train.loop.trainer import LoopConfig, Loss, Trainer
+        from optlm.train.run.folder import RunFolder
 
         forward = Forward(compiled=form.endswith("compiled"))
 

@@ -5,8 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from optlm.train.distil import DistilConfig, distil
-from optlm.train.distil_report import write_report
+from optlm.train.distil.distil import DistilConfig, distil
+from optlm.train.distil.report import write_report
 
 teacher = sys.argv[1] if len(sys.argv) > 1 else "bundled"
 folder = Path(tempfile.mkdtemp())

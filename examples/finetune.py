@@ -5,9 +5,9 @@ import tempfile
 from pathlib import Path
 
 from optlm import LLM, SamplingParams
-from optlm.train.adapters import AdapterConfig
-from optlm.train.finetune import FinetuneConfig, finetune
-from optlm.train.merging import merge
+from optlm.train.finetune.adapters import AdapterConfig
+from optlm.train.finetune.finetune import FinetuneConfig, finetune
+from optlm.train.finetune.merging import merge
 
 model = sys.argv[1] if len(sys.argv) > 1 else None
 folder = Path(tempfile.mkdtemp())

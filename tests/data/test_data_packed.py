@@ -12,7 +12,7 @@ import pytest
 from optlm.cli import run
 from optlm.data.packed import verify
 from optlm.data.report import CorpusError
-from optlm.train.data import DataConfig, prepare
+from optlm.train.tokens.packed import DataConfig, prepare
 
 
 def write_lines(path: Path, documents: list[dict[str, Any]]) -> Path:

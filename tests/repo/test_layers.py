@@ -64,6 +64,18 @@ def test_torch_free_modules_import_torch_parts_on_use_only() -> None:
             assert not wrong, f"{module} imports {sorted(wrong)} at its head"
 
 
+# Rooms of training that know nothing of the techniques, and what each technique builds on.
+TECHNIQUES = {"finetune": set(), "pretrain": set(), "distil": {"pretrain"}}
+
+
+@pytest.mark.parametrize("path", python_files(SOURCE / "train"), ids=module_name)
+def test_the_loop_knows_no_technique(path: Path) -> None:
+    room = path.relative_to(SOURCE / "train").parts[0]
+    wanted = {n.split(".")[2] for n in imports(path) if n.startswith("optlm.train.")}
+    techniques = wanted & set(TECHNIQUES) - {room}
+    assert techniques <= TECHNIQUES.get(room, set())
+
+
 def test_every_layer_named_here_is_in_the_architecture_page() -> None:
     page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     missing = {name for name in HEIGHT if name not in page}

@@ -11,9 +11,9 @@ from transformers import OPTForCausalLM
 from optlm.checkpoint import Checkpoint, open_checkpoint
 from optlm.checkpoint.fingerprint import fingerprint
 from optlm.model import OPT
-from optlm.train.adapters import Adapted, AdapterConfig, attach, save_adapter
-from optlm.train.examples import Example
-from optlm.train.packing import Rows, make_rows
+from optlm.train.finetune.adapters import Adapted, AdapterConfig, attach, save_adapter
+from optlm.train.finetune.examples import Example
+from optlm.train.finetune.packing import Rows, make_rows
 
 TEXT = [2, 17, 9, 250, 33, 8, 8, 101, 42]
 EVERY = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "embed_tokens", "lm_head")

@@ -10,7 +10,7 @@ import torch
 from parallel_runs import place, two
 from tiny_corpus import story, write_corpus
 
-from optlm.train.recipe import PretrainConfig
+from optlm.train.pretrain.recipe import PretrainConfig
 
 __all__ = ["place", "two"]  # fixtures
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optlm.train.loop import LoopConfig, Loss, Trainer
-from optlm.train.optim import OptimConfig
-from optlm.train.run_folder import RunFolder
+from optlm.train.loop.optim import OptimConfig
+from optlm.train.loop.trainer import LoopConfig, Loss, Trainer
+from optlm.train.run.folder import RunFolder
 
 Batch = tuple[Tensor, Tensor]
 FAST = OptimConfig(learning_rate=0.1)

@@ -20,9 +20,9 @@ import pytest
 import torch
 from tiny_corpus import story, write_corpus
 
-from optlm.train.pretrain import pretrain
-from optlm.train.recipe import PretrainConfig
-from optlm.train.run_folder import RunFolder
+from optlm.train.pretrain.pretrain import pretrain
+from optlm.train.pretrain.recipe import PretrainConfig
+from optlm.train.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 STEPS = 10

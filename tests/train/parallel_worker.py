@@ -17,12 +17,12 @@ from torch import Tensor  # noqa: E402
 
 from optlm.errors import OptlmError  # noqa: E402
 from optlm.model import OPT, OPTOutput  # noqa: E402
-from optlm.train import pretrain as module  # noqa: E402
-from optlm.train.loss import head_cross_entropy  # noqa: E402
-from optlm.train.optim import clip  # noqa: E402
+from optlm.train.loop.loss import head_cross_entropy  # noqa: E402
+from optlm.train.loop.optim import clip  # noqa: E402
 from optlm.train.parallel import Alone, GroupConfig, join  # noqa: E402
 from optlm.train.parallel.sharded import Sharded  # noqa: E402
-from optlm.train.recipe import PretrainConfig  # noqa: E402
+from optlm.train.pretrain import pretrain as module  # noqa: E402
+from optlm.train.pretrain.recipe import PretrainConfig  # noqa: E402
 from variants import VARIANTS  # noqa: E402
 
 

@@ -45,7 +45,7 @@ def run(options: Namespace) -> int | None:
 
 
 def _train(options: Namespace) -> int | None:
-    from optlm.train.babylm import BabySettings, train
+    from optlm.train.pretrain.babylm import BabySettings, train
 
     settings = BabySettings.from_file(options.config)
     try:
@@ -63,7 +63,7 @@ def _test(options: Namespace) -> None:
     from optlm.checkpoint import open_checkpoint
     from optlm.model import OPT
     from optlm.tokenizer import Tokenizer
-    from optlm.train.pairs import judge_pairs, read_pairs, read_texts, surprisal
+    from optlm.train.pretrain.pairs import judge_pairs, read_pairs, read_texts, surprisal
 
     pairs = read_pairs(options.pairs) if options.pairs else []
     source = options.model or bundled_model()

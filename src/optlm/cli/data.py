@@ -74,7 +74,7 @@ def _pack(parser: ArgumentParser) -> None:
 def _run_pack(options: Namespace) -> None:
     from optlm.data.inputs import find_inputs
     from optlm.errors import ConfigError
-    from optlm.train.data import DataConfig, prepare
+    from optlm.train.tokens.packed import DataConfig, prepare
 
     try:
         values = json.loads(options.config.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int | None:
     from optlm.data.inputs import find_inputs
-    from optlm.train.lint import HARMLESS, lint
+    from optlm.train.finetune.lint import HARMLESS, lint
 
     tokenizer, context = _tokenizer(options)
     files = find_inputs(options.files, format=options.format)
@@ -80,7 +80,7 @@ def _tokenizer(options: Namespace) -> tuple[Tokenizer, int]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    from optlm.train.lint import PROBLEMS
+    from optlm.train.finetune.lint import PROBLEMS
 
     for example in report["examples"]:
         _show_example(example)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from optlm.cli.common import FAILURE, exit_code_of, say
 
 if TYPE_CHECKING:
-    from optlm.train.distil import DistilConfig
+    from optlm.train.distil.distil import DistilConfig
 
 USAGE = "CONFIG --out RUN [options]"
 CONTROL = "control"
@@ -40,7 +40,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int | None:
     try:
-        from optlm.train.distil import DistilConfig
+        from optlm.train.distil.distil import DistilConfig
     except ModuleNotFoundError as error:
         say(f"error: training needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE
@@ -54,8 +54,8 @@ def run(options: Namespace) -> int | None:
 
 
 def _work(settings: DistilConfig, options: Namespace) -> None:
-    from optlm.train.distil import distil
-    from optlm.train.distil_report import write_report
+    from optlm.train.distil.distil import distil
+    from optlm.train.distil.report import write_report
 
     data = options.data or options.out / "data"
     models = {

@@ -82,8 +82,8 @@ _METAVARS: dict[type, str] = {int: "N", float: "X", str: "CHOICE"}
 def run(options: Namespace) -> int | None:
     adapter = _adapter_settings(options)
     try:
-        from optlm.train.adapters import AdapterConfig
-        from optlm.train.finetune import FinetuneConfig, finetune
+        from optlm.train.finetune.adapters import AdapterConfig
+        from optlm.train.finetune.finetune import FinetuneConfig, finetune
     except ModuleNotFoundError as error:
         say(f"error: training needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE

@@ -37,7 +37,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int | None:
     try:
-        from optlm.train.merging import merge
+        from optlm.train.finetune.merging import merge
     except ModuleNotFoundError as error:
         say(f"error: merging needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE

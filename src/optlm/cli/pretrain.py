@@ -20,7 +20,7 @@ from optlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from optlm.train.parallel import GroupConfig
-    from optlm.train.recipe import PretrainConfig
+    from optlm.train.pretrain.recipe import PretrainConfig
 
 USAGE = "CONFIG --out RUN [--data FOLDER] [--tensor-parallel T] | --show SIZE | --plan SIZE"
 
@@ -75,8 +75,8 @@ def run(options: Namespace) -> int | None:
         return None
     try:
         from optlm.train.parallel import join
-        from optlm.train.pretrain import pretrain
-        from optlm.train.recipe import PretrainConfig, changeable, example
+        from optlm.train.pretrain.pretrain import pretrain
+        from optlm.train.pretrain.recipe import PretrainConfig, changeable, example
     except ModuleNotFoundError as error:
         say(f"error: training needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE
@@ -110,7 +110,7 @@ def _peak(options: Namespace, settings: PretrainConfig) -> float | None:
         return float(options.peak_tflops) * 1e12
     if not sys.stderr.isatty():
         return None
-    from optlm.train.progress import measured_peak
+    from optlm.train.loop.progress import measured_peak
 
     peak = measured_peak(settings.precision)
     say(f"matrix products in {settings.precision} reach {peak / 1e12:.3g} TFLOP/s on this machine")
@@ -120,7 +120,7 @@ def _peak(options: Namespace, settings: PretrainConfig) -> float | None:
 def _plan(options: Namespace) -> None:
     from dataclasses import asdict
 
-    from optlm.train.planner import plan, render, request_for
+    from optlm.train.pretrain.planner import plan, render, request_for
 
     names = ("gpus", "tflops", "tokens", "memory_gb", "sequences", "scheme")
     given = {name: getattr(options, name) for name in names} | {"tensor": options.tensor_parallel}

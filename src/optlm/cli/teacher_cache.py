@@ -34,7 +34,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> int | None:
     try:
-        from optlm.train.distil_cache import DistilConfig, EngineOptions, cache_teacher
+        from optlm.train.distil.fill_cache import DistilConfig, EngineOptions, cache_teacher
     except ModuleNotFoundError as error:
         say(f"error: training needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE

@@ -126,7 +126,7 @@ def test_pretrain_names_a_bad_configuration(run: Run, tmp_path: Path) -> None:
 def test_pretrain_hands_over_and_tells_how_it_ended(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException | None
 ) -> None:
-    from optlm.train import pretrain as module
+    from optlm.train.pretrain import pretrain as module
 
     seen: list[object] = []
 

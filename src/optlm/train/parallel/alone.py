@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from optlm.train.optim import Optimizer, clip
-from optlm.train.run_folder import RunFolder
+from optlm.train.loop.optim import Optimizer, clip
+from optlm.train.run.folder import RunFolder
 
 __all__ = ["Alone"]
 
@@ -112,7 +112,7 @@ class Alone:
     def clip(
         self, own: nn.Module, highest: float, *, divide_by: float
     ) -> tuple[float, dict[str, float]]:
-        """`optlm.train.optim.clip` for the gradients of the whole model."""
+        """`optlm.train.loop.optim.clip` for the gradients of the whole model."""
         return clip(own, highest, divide_by=divide_by)
 
 

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from optlm.errors import ConfigError, OptlmError
 from optlm.train.parallel.alone import Alone
 from optlm.train.parallel.watch import Watch
-from optlm.train.run_folder import TrainingError
+from optlm.train.run.folder import TrainingError
 
 __all__ = ["GroupConfig", "join"]
 

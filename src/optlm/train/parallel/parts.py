@@ -29,7 +29,7 @@ from optlm.checkpoint.layout import Grid, Piece
 from optlm.checkpoint.pieces import PieceFile, Pieces, file_name, open_pieces
 from optlm.checkpoint.staging import sync_folder
 from optlm.errors import CheckpointError
-from optlm.train.run_folder import RunFolder, TrainingError, read_signed, write_signed
+from optlm.train.run.folder import RunFolder, TrainingError, read_signed, write_signed
 
 __all__ = ["load_latest", "read_parts", "save_parts"]
 

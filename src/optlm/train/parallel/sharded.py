@@ -15,12 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from optlm.checkpoint.layout import Grid, Piece, check_tensor_parallel, piece_of
 from optlm.errors import ConfigError
 from optlm.model import OPT
-from optlm.train.optim import Optimizer, layer_of
+from optlm.train.loop.optim import Optimizer, layer_of
 from optlm.train.parallel.alone import Alone, seeded
 from optlm.train.parallel.parts import load_latest, save_parts
 from optlm.train.parallel.sharding import Own, Root, cut_by_tensor
 from optlm.train.parallel.watch import Watch
-from optlm.train.run_folder import RunFolder
+from optlm.train.run.folder import RunFolder
 
 __all__ = ["Sharded"]
 

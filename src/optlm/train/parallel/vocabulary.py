@@ -1,6 +1,6 @@
 """Head and cross-entropy where each process holds some rows of the vocabulary.
 
-As `optlm.train.loss`, chunk by chunk, with three sums over the processes for each chunk: of the
+As `optlm.train.loop.loss`, chunk by chunk, with three sums over the processes a chunk: of the
 highest logit, of the exponentials, and of the target's logit, which only one process has.
 """
 
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 __all__ = ["vocabulary_parallel_cross_entropy"]
 
-_CHUNK = 512  # rows of logits at a time, as in optlm.train.loss
+_CHUNK = 512  # rows of logits at a time, as in optlm.train.loop.loss
 _HALF_LIFT = 16.0  # likewise: keeps small probabilities from vanishing in float16
 
 

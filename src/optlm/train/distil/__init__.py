@@ -1,0 +1,1 @@
+"""Distillation: teacher, cache, student, losses and the report."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: examples, packing, full weights or adapters, merging, the linter."""

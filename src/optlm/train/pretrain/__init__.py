@@ -1,0 +1,1 @@
+"""Pre-training from text files, its recipes and yardsticks, and the BabyLM protocol."""

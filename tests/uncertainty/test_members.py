@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from optlm import LLM
 from optlm.errors import ContextLengthError, RequestError
@@ -70,6 +72,55 @@ def test_other_vocabularies_are_refused(engine: Callable[[str], LLM], tmp_path: 
         disagree([Member(llm=base), Member(llm=LLM(folder))], ["the cat"])
     with pytest.raises(RequestError, match="the text is empty"):
         disagree([Member(llm=base), Member(llm=base)], [""])
+
+
+def write_lora(folder: Path, name: str) -> Path:
+    """A LoRA of rank 2 on the queries, as peft saves it."""
+    folder.mkdir()
+    tensors = {}
+    for key, shape in VARIANTS[name].parameter_shapes().items():
+        if key.endswith("q_proj.weight"):
+            place = f"base_model.model.{key.removesuffix('.weight')}"
+            for part, size in (("lora_A", (2, shape[1])), ("lora_B", (shape[0], 2))):
+                tensors[f"{place}.{part}.weight"] = RANDOM.normal(size=size).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_adapters_of_one_engine_are_members(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    llm = LLM(folders[name], dtype="f32", threads=1)
+    llm.load_adapter("one", write_lora(tmp_path / "one", name))
+    ids = [2, *RANDOM.integers(4, 260, 30).tolist()]
+    (found,) = disagree([Member(llm=llm), Member(llm=llm, adapter="one")], [ids])
+    probs = [
+        np.exp(np.array(llm.score([ids], adapter=adapter)[0].logprobs[1:], float))
+        for adapter in (None, "one")
+    ]
+    assert np.exp(found.logprob) == pytest.approx(np.mean(probs, axis=0), rel=1e-3)
+    assert found.mutual_information.max() > 1e-3
+    assert not llm.has_work
+
+
+def test_a_command_takes_adapters_as_members(
+    command: Callable[..., tuple[int, str, str]], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    items = tmp_path / "items.jsonl"
+    pair = ("the cat", "cat the")
+    rows = [{"good": a, "bad": b} for a, b in (pair, pair[::-1])] * 3
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    adapter = write_lora(tmp_path / "one", "base")
+    evaluate = ("uncertainty", "evaluate", items, "-m", folders["base"])
+    code, out, err = command(*evaluate, "--ensemble-adapter", adapter)
+    assert code == 0, err
+    assert "ensemble" in out
+    code, _, err = command(*evaluate, "--ensemble-adapter", tmp_path)
+    assert code == 2, err
+    assert "adapter_config.json" in err
 
 
 # ---- dropout -------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from optlm.cli.progress import count_bar
 
 if TYPE_CHECKING:
     from optlm.engine.llm import LLM
+    from optlm.uncertainty.ensemble import Member
     from optlm.uncertainty.evaluation import Judged, Row
     from optlm.uncertainty.items import Item
     from optlm.uncertainty.stored import StoredRule
@@ -60,6 +61,10 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--ensemble", action="append", default=[], metavar="MODEL", help="another member"
     )
+    group.add_argument(
+        "--ensemble-adapter", action="append", default=[], metavar="DIR",
+        help="another member: the model with this adapter",
+    )  # fmt: skip
     group.add_argument(
         "--dropout", type=float, metavar="RATE", help="10 passes with dropout (torch)"
     )
@@ -133,13 +138,8 @@ def _add_extras(options: Namespace, llm: LLM, judged: Judged) -> None:
     """Figures of the estimators that were asked for by name."""
     from optlm.uncertainty import extras
 
-    if options.ensemble:
-        from optlm.engine.llm import LLM
-        from optlm.uncertainty.ensemble import Member
-
-        others = [LLM(model, **engine_options(options)) for model in options.ensemble]
-        members = [Member(llm=each) for each in (llm, *others)]
-        judged.figures["ensemble"] = extras.by_ensemble(members, judged.asked)
+    if options.ensemble or options.ensemble_adapter:
+        judged.figures["ensemble"] = extras.by_ensemble(_members(options, llm), judged.asked)
     if options.dropout is not None:
         if options.adapter is not None:
             raise usage_error("--dropout reads the model without adapters; merge the adapter first")
@@ -153,6 +153,19 @@ def _add_extras(options: Namespace, llm: LLM, judged: Judged) -> None:
         known = reference_distance(llm, read_texts(options.known))
         say(f"distance: {known.texts} texts, covariance shrunk by {known.shrinkage:.3f}")
         judged.figures["distance"] = by_distance(llm, known, judged.asked)
+
+
+def _members(options: Namespace, llm: LLM) -> list[Member]:
+    from optlm.engine.llm import LLM
+    from optlm.uncertainty.ensemble import Member
+
+    members = [Member(llm=llm)]
+    members += [Member(llm=LLM(model, **engine_options(options))) for model in options.ensemble]
+    for number, folder in enumerate(options.ensemble_adapter, start=1):
+        name = f"member-{number}"
+        llm.load_adapter(name, folder, force=options.force)
+        members.append(Member(llm=llm, adapter=name))
+    return members
 
 
 def _rule(options: Namespace, judged: Judged, temperature: float, items: int) -> StoredRule:

@@ -27,6 +27,7 @@ from optlm.engine.search import Search, make_search
 from optlm.engine.stats import Counters, EngineStats
 from optlm.engine.tree import TokenTree
 from optlm.engine.tree_reader import TreeReader
+from optlm.engine.utf8 import KnowsBytes, Utf8Table
 from optlm.engine.windows import plan_windows
 from optlm.errors import ContextLengthError, RequestError
 
@@ -49,6 +50,7 @@ class Engine(RunsJobs):
         context = self.config.max_position_embeddings
         self._max_blocks = -(-context // runner.block_size)
         self._arrays = BatchArrays(runner.max_batch_tokens, self._max_sequences, self._max_blocks)
+        self._utf8: Utf8Table | None = None
         self._arrivals = 0
         self._counters = Counters()
         self._adapters = Adapters(runner, None)
@@ -93,6 +95,8 @@ class Engine(RunsJobs):
             raise RequestError("best_of chooses among finished samples, so they cannot be streamed")
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids")
+        if params.utf8:
+            self._make_utf8_table()
         tokens, cut = admit_prompt(prompt, self.tokenizer, params, self._config(params.adapter))
         text = prompt if isinstance(prompt, str) else None
         return self._queue(Prompt(text, tokens, cut), params, streams=stream, priority=priority)
@@ -194,6 +198,13 @@ class Engine(RunsJobs):
 
     # ---- inside --------------------------------------------------------------------------------
 
+    def _make_utf8_table(self) -> None:
+        """At the first request that wants it."""
+        if not isinstance(self.tokenizer, KnowsBytes):
+            raise RequestError("utf8 needs a tokenizer that tells the bytes of its tokens")
+        if self._utf8 is None:
+            self._utf8 = Utf8Table(self.tokenizer, self.config.vocab_size)
+
     def _config(self, adapter: str | None) -> OPTConfig:
         """The model's, with the context that an adapter leaves to texts."""
         taken = self._adapters.find(adapter).text_start
@@ -246,6 +257,7 @@ class Engine(RunsJobs):
             score_from=score_from,
             pool=pool,
             priority=check_priority(priority),
+            utf8=self._utf8,
         )
         self._arrivals += 1
         if job.finished:

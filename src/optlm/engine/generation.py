@@ -25,6 +25,7 @@ from optlm.engine.runner import NOT_FINITE
 from optlm.engine.sampling import Chooser, chosen_logprobs, log_softmax, token_logprobs
 from optlm.engine.stats import Counters
 from optlm.engine.text import TextStream
+from optlm.engine.utf8 import Utf8State, Utf8Table
 from optlm.errors import EngineError
 
 __all__ = ["Decoder", "Generation", "Prompt", "Sample", "TextTokenizer"]
@@ -78,6 +79,7 @@ class Sample:
             stop_ids=sorted(generation.stop_ids),
             seed=generation.seed or 0,
             sample=index,
+            utf8=generation.utf8_state(request.max_total),
         )
         # Whether the likeliest token is all that this sequence wants of its logits.
         self.takes_best = self._chooser.is_plain_greedy and generation.only_chooses
@@ -213,10 +215,12 @@ class Generation:
         score_from: int | None = None,
         pool: Pool | None = None,
         priority: int = 0,
+        utf8: Utf8Table | None = None,
     ) -> None:
         self.arrival = arrival
         self.priority = priority
         self.pool = pool
+        self._utf8 = utf8
         self.prompt = prompt
         self.params = params
         self.tokenizer = tokenizer
@@ -247,6 +251,12 @@ class Generation:
         only_reads = params.max_tokens == 0 and pool is None
         if only_reads and self._first_row == len(prompt.token_ids) - 1:
             self.start_others()
+
+    def utf8_state(self, max_total: int) -> Utf8State | None:
+        """Where a sequence of at most `max_total` tokens begins; None when all tokens are legal."""
+        if self._utf8 is None or not self.params.utf8:
+            return None
+        return Utf8State(self._utf8.masks(self.stop_ids), max_total)
 
     @property
     def lacks_samples(self) -> bool:

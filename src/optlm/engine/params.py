@@ -36,7 +36,7 @@ class SamplingParams:
     1. `logit_bias` is added;
     2. while there are fewer than `min_tokens` tokens, those that would stop are removed;
     3. `repetition_penalty`;
-    4. `frequency_penalty` and `presence_penalty`;
+    4. `frequency_penalty` and `presence_penalty`, then `utf8`;
     5. with temperature 0 the largest logit wins (ties: lowest id); else division by `temperature`;
     6. `min_p`, 7. `top_k`, 8. `top_p`, each on the renormalised rest;
     9. one draw.
@@ -61,6 +61,9 @@ class SamplingParams:
             tokens.
         max_tokens: most tokens to generate; 0 only reads the prompt (for `prompt_logprobs`).
         ignore_eos: `</s>` does not end the text.
+        utf8: never break a character nor stop inside one: tokens whose bytes are no UTF-8 behind
+            those before them are removed, and those that open a character which the tokens left
+            cannot close. The output is whole characters, whatever the prompt ends with.
         n: number of outputs.
         best_of: samples to draw, of which the `n` with the highest mean log-probability a token are
             returned.
@@ -95,6 +98,7 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int = 128
     ignore_eos: bool = False
+    utf8: bool = False
     n: int = 1
     best_of: int | None = None
     seed: int | None = None
@@ -120,7 +124,7 @@ class SamplingParams:
             self._set(name, _real(name, getattr(self, name), low, high))
         for name, low, high in _INTS:
             self._set(name, _whole(name, getattr(self, name), low, high))
-        for name in ("ignore_eos", "include_stop"):
+        for name in ("ignore_eos", "include_stop", "utf8"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(
                     f"{name} must be True or False, not {_brief(getattr(self, name))}"
@@ -206,6 +210,7 @@ class SamplingParams:
         return bool(
             self.logit_bias
             or self.min_tokens
+            or self.utf8
             or self.repetition_penalty != 1
             or self.presence_penalty
             or self.frequency_penalty
@@ -253,11 +258,12 @@ _INTS = (
 )
 _PLAIN_FOR_CONTRASTIVE = (
     "n", "best_of", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "logit_bias", "min_tokens", "logprobs", "prompt_logprobs", "length_penalty",
+    "logit_bias", "min_tokens", "logprobs", "prompt_logprobs", "length_penalty", "utf8",
 )  # fmt: skip
 _PLAIN_FOR_BEAM = (
     "best_of", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
     "frequency_penalty", "logit_bias", "min_tokens", "logprobs", "prompt_logprobs", "stop",
+    "utf8",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from optlm.engine.outputs import TokenLogprobs
 from optlm.engine.params import ALL_LOGPROBS, SamplingParams
+from optlm.engine.utf8 import Utf8State
 
 __all__ = [
     "Chooser", "chosen_logprobs", "draw", "keep_min_p", "keep_top_k", "keep_top_p", "log_softmax",
@@ -78,9 +79,11 @@ class Chooser:
         stop_ids: Sequence[int],
         seed: int,
         sample: int,
+        utf8: Utf8State | None = None,
     ) -> None:
         self._params = params
         self._prompt_length = len(prompt)
+        self._utf8 = utf8
         self._random = None if params.is_greedy else _RandomNumbers(seed, sample)
         self._bias = _arrays(params.logit_bias) if params.logit_bias else None
         self._stop_ids = np.array(stop_ids, np.intp) if params.min_tokens else None
@@ -99,10 +102,14 @@ class Chooser:
         params = self._params
         if params.changes_logits:
             self._process(row, position - self._prompt_length)
+        if self._utf8 is not None:
+            self._utf8.apply(row, position)
         if self._random is None:
             token = int(row.argmax())
         else:
             token = draw(row, float(row.max()), params, self._random.at(position))
+        if self._utf8 is not None:
+            self._utf8.take(token)
         for counts in (self._seen, self._output):
             if counts is not None:
                 counts.add(token)

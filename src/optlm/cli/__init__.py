@@ -31,6 +31,7 @@ COMMANDS = {
     "classify": "choose a label for each text by prompts",
     "eval": "measure a model on tasks, zero- to many-shot",
     "serve": "serve a model over HTTP, with OpenAI's API",
+    "languages": "measure a model language by language",
     "uncertainty": "tell how sure a model is, and how far to believe it",
     "batch": "run a file of prompts, whatever crashes",
     "info": "show what a model is and what it needs",

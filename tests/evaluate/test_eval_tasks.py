@@ -196,7 +196,7 @@ def test_no_prompt_of_ours_ends_in_a_space(sets: Path) -> None:
 def test_true_sets_have_the_fields(shared_dir: Path) -> None:
     for spec in TASKS.values():
         items = read_items(shared_dir / "eval", spec.file, spec.fields)
-        assert spec.target(items[-1])
+        assert any(spec.target(item) for item in items[-9:])  # WikiText has empty rows
         if spec.shots is not None:
             assert len(read_items(shared_dir / "eval", spec.shots, spec.fields)) == 32
 

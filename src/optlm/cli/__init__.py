@@ -34,6 +34,7 @@ COMMANDS = {
     "languages": "measure a model language by language",
     "uncertainty": "tell how sure a model is, and how far to believe it",
     "batch": "run a file of prompts, whatever crashes",
+    "inspect": "look inside a model while it reads a text",
     "info": "show what a model is and what it needs",
     "doctor": "list every fault of a checkpoint",
     "convert": "rewrite a checkpoint in Hugging Face's layout",

@@ -71,12 +71,14 @@ def token_rows(model: OPT, tokens: Sequence[int]) -> Tensor:
     """`tokens` as the one row (1, T) of a batch, on the model's device; every study begins here.
 
     Raises:
-        RequestError: there are none. (The model itself refuses ids outside the vocabulary and
-            more tokens than the context has.)
+        RequestError: there are none, or the model is in training mode. (The model itself refuses
+            ids outside the vocabulary and more tokens than the context has.)
         CheckpointError: weights hold NaN or infinity.
     """
     if len(tokens) == 0:
         raise RequestError("there are no tokens; give at least one")
+    if model.training:
+        raise RequestError("the model is in training mode, where dropout acts; call model.eval()")
     _check_weights(model)
     return torch.tensor([list(tokens)], dtype=torch.long, device=model.head_weight.device)
 

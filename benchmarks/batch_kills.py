@@ -44,6 +44,7 @@ METHOD = (
     "next process began it anew."
 )
 COMPACT = 2**17
+NONE = (0, 0)  # inode and size of a file that is not there
 _WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "house", "red", "Once"]
 
 
@@ -82,7 +83,8 @@ def kill_once(source: Path, out: Path, draw: random.Random, longest: float) -> s
     deadline = time.monotonic() + (60.0 if aimed else draw.uniform(0.0, longest))
     patience = draw.randrange(1, 40)  # changes of the journal to let pass
     journal, fresh = Path(f"{out}.journal"), Path(f"{out}.journal.new")
-    child, before = start(source, out), state(journal)
+    left, before = state(fresh), state(journal)  # a kill may have left a half-written one
+    child = start(source, out)
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -91,11 +93,11 @@ def kill_once(source: Path, out: Path, draw: random.Random, longest: float) -> s
             return "finished"
         if not aimed:
             time.sleep(0.002)
-        elif (now := state(journal)) != before or fresh.exists():
+        elif (now := state(journal)) != before or state(fresh) not in (left, NONE):
             before, patience = now, patience - 1
-            if patience <= 0 or (fresh.exists() and draw.random() < 0.5):
+            if patience <= 0 or (state(fresh) not in (left, NONE) and draw.random() < 0.5):
                 break
-    replacing = fresh.exists()
+    replacing = state(fresh) not in (left, NONE)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "replacing" if replacing else "running"
@@ -105,7 +107,7 @@ def state(path: Path) -> tuple[int, int]:
     with contextlib.suppress(OSError):
         found = path.stat()
         return found.st_ino, found.st_size
-    return 0, 0
+    return NONE
 
 
 def done_rows(out: Path) -> set[int]:
@@ -149,7 +151,7 @@ def trial(folder: Path, kills: int, rows: int, seed: int, longest: float) -> dic
         "kills": kills,
         "while running": counts["running"],
         "while the journal was replaced": counts["replacing"],
-        "jobs that were killed until done": jobs,
+        "jobs": jobs,
         "rows done again": len(again),
         "same bytes": same and whole.read_bytes() == killed.read_bytes(),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,32 @@ def test_compressed_input_gives_the_same_bytes(run_job: RunJob, tmp_path: Path) 
         run_job(tmp_path / name, tmp_path / f"{name}.out")
         outputs.add((tmp_path / f"{name}.out").read_bytes())
     assert len(outputs) == 1
+
+
+def test_parquet_gives_the_same_bytes(run_job: RunJob, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "id": list(range(200)),
+        "prompt": [None if row == 7 else f"the cat {row}" for row in range(200)],
+        "score": [math.nan if row == 9 else 0.5 for row in range(200)],
+        "unread": [b"\xff"] * 200,
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "in.parquet")
+    rows = [
+        {"id": row, "score": 0.5} | ({"prompt": f"the cat {row}"} if row != 7 else {})
+        for row in range(200)
+    ]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    keep = ("id", "score")
+    run_job(tmp_path / "in.parquet", tmp_path / "a.out", keep=keep)
+    run_job(source, tmp_path / "b.out", keep=keep)
+    ours, theirs = read_rows(tmp_path / "a.out"), read_rows(tmp_path / "b.out")
+    assert ours[9]["error"]["code"] == "invalid_value"
+    assert ours[:9] + ours[10:] == theirs[:9] + theirs[10:]
+    assert ours[7]["error"]["code"] == "missing_prompt"
+    with pytest.raises(RequestError, match="no column 'text'; it has id, prompt"):
+        run_job(tmp_path / "in.parquet", tmp_path / "c.out", prompt_field="text")
 
 
 def test_damaged_input_is_told_before_any_work(run_job: RunJob, tmp_path: Path) -> None:

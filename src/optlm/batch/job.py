@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from optlm.batch.inputs import RowFault, read_input, summarize
 from optlm.batch.ledger import Ledger, Result
 from optlm.batch.settings import BatchSettings, describe_job
-from optlm.batch.starters import starter_for
+from optlm.batch.starters import find_format, starter_for
 from optlm.batch.work import Row, complete
 from optlm.data.inputs import InputFile
 from optlm.engine.llm import LLM
@@ -111,6 +111,7 @@ class BatchJob:
             BatchStopped: no room for the output; what was done is kept.
         """
         start = time.monotonic()
+        self.settings = self.settings.resolved(lambda: find_format(read_input(self.source)))
         summary = summarize(self._read())
         if self.out is None:
             ledger = Ledger.for_stream(_write_stdout)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ class BatchSettings:
 
     Attributes:
         row_format: "plain" prompts, "openai" requests, or "auto": what the first row is.
+        model_name: what requests may call the model.
         prompt_field: where a plain row that is an object has its prompt.
         keep: fields of plain rows that are copied into the output, under ``input``.
         sampling: values of `SamplingParams` for plain rows; a row's ``params`` go before them.
@@ -34,6 +35,7 @@ class BatchSettings:
     """
 
     row_format: RowFormat = "auto"
+    model_name: str = "optlm"
     prompt_field: str = "prompt"
     keep: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -55,15 +57,38 @@ class BatchSettings:
     def params(self) -> SamplingParams:
         return SamplingParams(**self.sampling)
 
+    def resolved(self, find_format: Callable[[], Literal["plain", "openai"]]) -> BatchSettings:
+        """The same with a format in place of "auto".
+
+        Raises:
+            RequestError: the rows are requests, and settings for plain rows were given.
+        """
+        found = find_format() if self.row_format == "auto" else self.row_format
+        plain = {
+            "sampling": self.sampling,
+            "keep": self.keep,
+            "prompt_field": self.prompt_field != "prompt",
+        }
+        for name, given in plain.items():
+            if given and found == "openai":
+                raise RequestError(
+                    f"the rows are requests in OpenAI's format, which say all by themselves; "
+                    f"{name.replace('_', ' ')} is for plain rows"
+                )
+        return replace(self, row_format=found)
+
     @property
     def columns(self) -> tuple[str, ...]:
-        """Fields of a plain row that are looked at."""
+        """Fields of a row that are looked at; the first must be there."""
+        if self.row_format == "openai":
+            return ("custom_id", "method", "url", "body")
         return (self.prompt_field, "params", *self.keep)
 
     def to_dict(self) -> dict[str, Any]:
         """As the journal has it: with the defaults of today, so that others are noticed."""
         return {
             "row_format": self.row_format,
+            "model_name": self.model_name,
             "prompt_field": self.prompt_field,
             "keep": list(self.keep),
             "seed": self.seed,

@@ -1,8 +1,9 @@
 """Run a file of prompts through a model, one line of output for each row.
 
-Rows are JSON: a text, a list of token ids, or an object with a prompt. The output
-has their order. A run that ends early, even by kill -9, goes on where it was when
-the same command is given again; the result is the same to the byte.
+Rows are JSON: a text, a list of token ids, an object with a prompt, or a request in
+OpenAI's batch format. The output has their order. A run that ends early, even by
+kill -9, goes on where it was when the same command is given again; the result is
+the same to the byte.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from optlm.cli.common import (
     add_adapter_options,
     add_engine_options,
     engine_options,
+    model_name,
     say,
     usage_error,
 )
@@ -51,6 +53,13 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "out", metavar="OUT", help="JSON Lines; - writes standard output, which cannot be resumed"
     )
+    parser.add_argument(
+        "--format",
+        dest="row_format",
+        metavar="F",
+        help="plain prompts, or openai: requests of its batch API (auto: what the first row is)",
+    )
+    parser.add_argument("--name", help="what requests call the model (default: its folder's name)")
     parser.add_argument(
         "--prompt-field", metavar="NAME", help="where rows that are objects have it (prompt)"
     )
@@ -146,6 +155,8 @@ def _settings(options: Namespace) -> BatchSettings:
 
     sampling = sampling_values(options)
     given: dict[str, Any] = {
+        "row_format": options.row_format,
+        "model_name": options.name or model_name(options.model),
         "seed": sampling.pop("seed", None),
         "prompt_field": options.prompt_field,
         "keep": options.keep and tuple(options.keep),

@@ -168,6 +168,16 @@ def load_model(options: Namespace) -> LLM:
     return LLM(options.model, **engine_options(options), **adapter_options(options))
 
 
+def model_name(model: str | None) -> str:
+    """What clients call a model: its folder's own name; a hub name as it is."""
+    from optlm.assets import bundled_model
+
+    if model is None:
+        return bundled_model().name
+    folder = Path(model)
+    return folder.resolve().name if folder.exists() else model
+
+
 def tokenizer_of(llm: LLM) -> Tokenizer:
     """Return the tokenizer that `load_model` found beside the weights."""
     from optlm.tokenizer import Tokenizer

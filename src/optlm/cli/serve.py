@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from optlm.cli.common import add_engine_options, engine_options, say, usage_error
+from optlm.cli.common import add_engine_options, engine_options, model_name, say, usage_error
 
 USAGE = "[options]"
 
@@ -29,15 +28,7 @@ def run(options: Namespace) -> None:
     from optlm.engine.llm import LLM
 
     llm = LLM(options.model, **engine_options(options))
-    name = options.name or _name_of(options.model)
+    name = options.name or model_name(options.model)
     server = Server(llm, ServerOptions(name=name, host=options.host, port=options.port))
     say(f"serving {name} at http://{options.host}:{server.port}/v1")
     server.run()
-
-
-def _name_of(model: str | None) -> str:
-    """A folder's own name; a hub name as it is."""
-    if model is None:
-        return "mini-8m"
-    folder = Path(model)
-    return folder.resolve().name if folder.exists() else model

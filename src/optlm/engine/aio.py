@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from optlm.engine.generation import Generation
@@ -21,20 +22,22 @@ from optlm.engine.outputs import EmbedOutput, RequestOutput, ScoreOutput, Stream
 from optlm.engine.params import SamplingParams
 from optlm.engine.pooling import Pooling
 from optlm.engine.prompts import OnePrompt
+from optlm.engine.reading import Measure, Reading, normalizers
 from optlm.engine.stats import EngineStats
+from optlm.engine.tree import TokenTree
 from optlm.engine.windows import join_scores
 from optlm.errors import EngineError
 
 __all__ = ["AsyncLLM"]
 
-_Submit = Callable[[], Generation | list[Generation]]
+_Submit = Callable[[], Any]  # -> a Generation or Reading, or a list of them
 
 
 class _Ticket:
     """A caller that waits for what `collect` makes of its jobs after each step."""
 
-    def __init__(self, collect: Callable[[list[Generation]], Sequence[Any]]) -> None:
-        self.jobs: list[Generation] = []  # the engine thread's
+    def __init__(self, collect: Callable[[list[Any]], Sequence[Any]]) -> None:
+        self.jobs: list[Any] = []  # Generations or Readings, the engine thread's
         self.wants = True  # whether the caller has read what was sent
         self._collect = collect
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -161,6 +164,35 @@ class AsyncLLM:
         with self._serving(ticket, submit):
             output: EmbedOutput = await ticket.receive()
             return output
+
+    async def read(
+        self, tree: TokenTree, measure: Measure = normalizers, *, adapter: str | None = None
+    ) -> Reading:
+        """Read token sequences, what they share once; see `LLM.read`."""
+        ticket = _Ticket(lambda jobs: jobs if jobs[0].finished else [])
+        with self._serving(ticket, partial(self._llm.submit_reading, tree, measure, adapter)):
+            reading: Reading = await ticket.receive()
+            return reading
+
+    async def load_adapter(self, name: str, folder: str | Path) -> None:
+        """See `LLM.load_adapter`; no step runs meanwhile."""
+        await self._ask(partial(self._llm.load_adapter, name, folder))
+
+    async def unload_adapter(self, name: str) -> None:
+        """See `LLM.unload_adapter`."""
+        await self._ask(partial(self._llm.unload_adapter, name))
+
+    async def _ask(self, call: Callable[[], None]) -> None:
+        """Have the engine thread make a call between two steps."""
+        ticket = _Ticket(lambda jobs: [])
+
+        def submit() -> list[Generation]:
+            call()
+            ticket.send(None)
+            return []
+
+        with self._serving(ticket, submit):
+            await ticket.receive()
 
     @contextlib.contextmanager
     def _serving(self, ticket: _Ticket, submit: _Submit) -> Iterator[None]:

@@ -22,7 +22,7 @@ from optlm.engine.params import SamplingParams
 from optlm.engine.pooling import Pool
 from optlm.engine.request import Request
 from optlm.engine.runner import NOT_FINITE
-from optlm.engine.sampling import Chooser, chosen_logprobs, log_softmax, token_logprobs
+from optlm.engine.sampling import Chooser, chosen_logprobs, log_normalizer, token_logprobs
 from optlm.engine.stats import Counters
 from optlm.engine.text import TextStream
 from optlm.engine.utf8 import Utf8State, Utf8Table
@@ -160,14 +160,15 @@ class Sample:
         )
 
     def _choose(self, row: NDArray[np.float32]) -> int:
-        logprobs = log_softmax(row) if self.generation.tracks_logprobs else None
+        model = row.copy() if self.generation.tracks_logprobs else None
         token = self._chooser.choose(row, len(self.request.tokens))
-        if logprobs is not None:
-            self.cumulative_logprob += float(logprobs[token])
+        if model is not None:
+            normalizer = log_normalizer(model)
+            self.cumulative_logprob += float(model[token]) - normalizer
             if self.logprobs is not None:
                 count = self._params.logprobs
                 assert isinstance(count, int)
-                self.logprobs.append(token_logprobs(logprobs, token, count))
+                self.logprobs.append(token_logprobs(model, normalizer, token, count))
         return token
 
     def _push_text(self, token: int) -> bool:
@@ -313,7 +314,7 @@ class Generation:
             count = self.params.prompt_logprobs
             assert isinstance(count, int)
             reports = [
-                token_logprobs(log_softmax(row), target, count)
+                token_logprobs(row, log_normalizer(row), target, count)
                 for row, target in zip(rows, targets, strict=True)
             ]
             self.prompt_logprobs += reports

@@ -30,7 +30,7 @@ class TokenLogprobs:
     logprob: float
     rank: int
     top_ids: NDArray[np.int32]
-    top_logprobs: NDArray[np.float32]
+    top_logprobs: NDArray[np.float64]
 
     def top(self) -> dict[int, float]:
         """The same as a mapping from token id."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from optlm.engine.adapters import LoadedAdapter
 from optlm.engine.generation import Sample
+from optlm.engine.sampling import log_normalizer_of
 from optlm.engine.stats import Counters
 from optlm.engine.tree import TokenTree
 from optlm.errors import EngineError
@@ -33,10 +34,7 @@ def normalizers(logits: Float32, nodes: list[int]) -> Float64:
     measured = np.empty((len(logits), 2))
     for row, values in zip(logits, measured, strict=True):
         best = row.argmax()
-        top = row[best]
-        np.subtract(row, top, out=row)
-        np.exp(row, out=row)
-        values[:] = float(top) + np.log(row.sum(dtype=np.float64)), best
+        values[:] = log_normalizer_of(row), best
     return measured
 
 

@@ -21,8 +21,8 @@ from optlm.engine.params import ALL_LOGPROBS, SamplingParams
 from optlm.engine.utf8 import Utf8State
 
 __all__ = [
-    "Chooser", "chosen_logprobs", "draw", "keep_min_p", "keep_top_k", "keep_top_p", "log_softmax",
-    "token_logprobs", "uniform",
+    "Chooser", "chosen_logprobs", "draw", "keep_min_p", "keep_top_k", "keep_top_p",
+    "log_normalizer", "log_normalizer_of", "log_softmax", "token_logprobs", "uniform",
 ]  # fmt: skip
 
 Float32 = NDArray[np.float32]
@@ -40,31 +40,45 @@ def log_softmax(row: Float32) -> Float32:
     return result
 
 
+def log_normalizer(row: Float32) -> float:
+    """The logarithm of the sum of exp over a row (V,), in double precision.
+
+    A reported log-probability is the logit minus this, wherever it is reported, so that the same
+    token has the same number whoever asks.
+    """
+    return log_normalizer_of(row.copy())
+
+
+def log_normalizer_of(row: Float32) -> float:
+    """The same; `row` is overwritten."""
+    top = row.max()
+    np.subtract(row, top, out=row)
+    np.exp(row, out=row)
+    return float(top) + float(np.log(row.sum(dtype=np.float64)))
+
+
 def chosen_logprobs(rows: Float32, targets: Sequence[int]) -> list[float]:
     """Log-probability of ``targets[r]`` under ``rows[r]`` (R, V), row by row to stay in cache."""
-    result = []
-    for row, target in zip(rows, targets, strict=True):
-        shifted = row - row.max()
-        total = _total(np.exp(shifted))
-        result.append(float(shifted[target]) - math.log(total))
-    return result
+    return [
+        float(row[target]) - log_normalizer(row) for row, target in zip(rows, targets, strict=True)
+    ]
 
 
-def token_logprobs(logprobs: Float32, token: int, count: int) -> TokenLogprobs:
-    """Report `token` and the `count` likeliest of a row (V,) of log-probabilities."""
+def token_logprobs(row: Float32, normalizer: float, token: int, count: int) -> TokenLogprobs:
+    """Report `token` and the `count` likeliest of a row (V,) of logits."""
     if count == ALL_LOGPROBS:
-        ids = np.arange(len(logprobs))
+        ids = np.arange(len(row))
     else:
-        kept = keep_top_k(logprobs, count) if count else np.zeros(0, np.intp)
-        ids = np.arange(len(logprobs)) if kept is None else kept
-        ids = ids[np.argsort(-logprobs[ids], kind="stable")]
-    value = logprobs[token]
+        kept = keep_top_k(row, count) if count else np.zeros(0, np.intp)
+        ids = np.arange(len(row)) if kept is None else kept
+        ids = ids[np.argsort(-row[ids], kind="stable")]
+    value = row[token]
     return TokenLogprobs(
         token_id=token,
-        logprob=float(value),
-        rank=1 + int(np.count_nonzero(logprobs > value)),
+        logprob=float(value) - normalizer,
+        rank=1 + int(np.count_nonzero(row > value)),
         top_ids=ids.astype(np.int32),
-        top_logprobs=logprobs[ids],
+        top_logprobs=row[ids].astype(np.float64) - normalizer,
     )
 
 

@@ -1,7 +1,8 @@
-"""The routes."""
+"""The routes: read, check, run, answer."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,69 +11,210 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from optlm import __version__
+from optlm.serve.adapters import AdapterFolder
+from optlm.serve.chat import Template, plan_chat
+from optlm.serve.embeddings import plan_embedding
 from optlm.serve.errors import ApiError, api_error
-from optlm.serve.fields import read_fields
+from optlm.serve.fields import Fields, read_fields
 from optlm.serve.http import ClientGone, EventStream, JsonAnswer, read_json, unless_gone
-from optlm.serve.plan import plan_completion
-from optlm.serve.requests import CompletionRequest
+from optlm.serve.keys import ANYONE, Client, Keys
+from optlm.serve.plan import CompletionPlan, plan_completion
+from optlm.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    ScoreRequest,
+    TokenizeRequest,
+)
+from optlm.serve.schema import describe
+from optlm.serve.scoring import plan_score
 from optlm.serve.service import Service
+from optlm.serve.tokens import detokenize, tokenize, tokenizer_info
 
 __all__ = ["make_app"]
 
-MAX_BODY = 2**23  # bytes
-BODY_SECONDS = 30.0
-PATIENCE = 60.0  # seconds that a client may read nothing of its stream
 
+class _Routes:
+    """Endpoints over one service; `make_app` gives them addresses."""
 
-def make_app(service: Service) -> FastAPI:
-    """All routes over one service."""
-    app = FastAPI(title="optlm", version=__version__, redoc_url=None)
-    app.add_exception_handler(Exception, _failed)
-    for kind in (ApiError, ClientGone, HTTPException):
-        app.add_exception_handler(kind, _failed)
+    def __init__(
+        self,
+        service: Service,
+        template: Template,
+        keys: Keys | None,
+        adapters: AdapterFolder | None,
+    ) -> None:
+        self._service = service
+        self._template = template
+        self._keys = keys
+        self._adapters = adapters
 
-    @app.get("/health")
-    async def health() -> Response:
-        error = service.engine.error
+    # ---- what is there -------------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        error = self._service.engine.error
         if error is not None:
-            return _answer(ApiError(503, error, code="engine_dead"))
+            raise ApiError(503, error, code="engine_dead")
         return JsonAnswer({"status": "ok"})
 
-    @app.get("/ready")
-    async def ready() -> Response:
-        return await health()
+    async def ready(self, request: Request) -> Response:
+        if self._service.draining:
+            raise ApiError(503, "the server is ending", code="draining")
+        return await self.health(request)
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return JsonAnswer({"object": "list", "data": _models(service)})
+    async def metrics(self, request: Request) -> Response:
+        self._client(request)
+        return Response(self._service.metrics.page(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        body = await read_json(request, max_bytes=MAX_BODY, seconds=BODY_SECONDS)
-        try:
-            plan = plan_completion(read_fields(CompletionRequest, body), service.served)
-            if plan.stream:
-                return await EventStream.begin(service.stream(plan), PATIENCE)
-            return JsonAnswer(await unless_gone(request, service.complete(plan)))
-        except ClientGone:
-            raise
-        except Exception as error:
-            raise api_error(error) from error
+    async def models(self, request: Request) -> Response:
+        self._client(request)
+        return JsonAnswer({"object": "list", "data": self._models()})
 
+    async def model(self, request: Request) -> Response:
+        self._client(request)
+        name = request.path_params["model"]
+        self._service.served.adapter_of(name)
+        return JsonAnswer(next(model for model in self._models() if model["id"] == name))
+
+    # ---- work ----------------------------------------------------------------------------------
+
+    async def completions(self, request: Request) -> Response:
+        client, fields = await self._read(request, CompletionRequest)
+        plan = plan_completion(fields, self._service.served)
+        return await self._run(request, plan, client, chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        client, fields = await self._read(request, ChatRequest)
+        plan = plan_chat(fields, self._service.served, self._template)
+        return await self._run(request, plan, client, chat=True)
+
+    async def score(self, request: Request) -> Response:
+        client, fields = await self._read(request, ScoreRequest)
+        plan = plan_score(fields, self._service.served)
+        return JsonAnswer(await unless_gone(request, self._service.score(plan, client)))
+
+    async def embeddings(self, request: Request) -> Response:
+        client, fields = await self._read(request, EmbeddingRequest)
+        plan = plan_embedding(fields, self._service.served)
+        return JsonAnswer(await unless_gone(request, self._service.embed(plan, client)))
+
+    async def tokenize(self, request: Request) -> Response:
+        _, fields = await self._read(request, TokenizeRequest)
+        return JsonAnswer(tokenize(fields, self._service.served))
+
+    async def detokenize(self, request: Request) -> Response:
+        _, fields = await self._read(request, DetokenizeRequest)
+        return JsonAnswer(detokenize(fields, self._service.served))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        self._client(request)
+        return JsonAnswer(tokenizer_info(self._service.served))
+
+    async def reload_adapters(self, request: Request) -> Response:
+        self._client(request)
+        if self._adapters is None:
+            raise ApiError(400, "the server was started without --adapters", code="no_adapters")
+        told = await self._adapters.reload()
+        return JsonAnswer({"loaded": told.loaded, "removed": told.removed, "refused": told.refused})
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _client(self, request: Request) -> Client:
+        if self._keys is None:
+            return ANYONE
+        given = [value for name, value in request.scope["headers"] if name == b"authorization"]
+        return self._keys.client_of(given)
+
+    async def _read(self, request: Request, fields: type[Fields]) -> tuple[Client, Fields]:
+        client, limits = self._client(request), self._service.admission.limits
+        body = await read_json(request, max_bytes=limits.body_bytes, seconds=limits.body_seconds)
+        return client, read_fields(fields, body)
+
+    async def _run(
+        self, request: Request, plan: CompletionPlan, client: Client, *, chat: bool
+    ) -> Response:
+        service = self._service
+        if plan.stream:
+            events = service.stream(plan, client, chat=chat)
+            return await EventStream.begin(request, events, service.admission.limits.read_seconds)
+        return JsonAnswer(await unless_gone(request, service.complete(plan, client, chat=chat)))
+
+    def _models(self) -> list[dict[str, Any]]:
+        served = self._service.served
+        common = {"object": "model", "created": served.created, "owned_by": "optlm"}
+        common["max_model_len"] = served.context
+        base = {"id": served.name, **common, "root": served.name, "parent": None}
+        names = sorted(served.adapters())
+        return [base] + [{"id": n, **common, "root": n, "parent": served.name} for n in names]
+
+
+def make_app(
+    service: Service,
+    *,
+    template: Template,
+    keys: Keys | None = None,
+    adapters: AdapterFolder | None = None,
+) -> FastAPI:
+    """All routes over one service.
+
+    Args:
+        keys: who may ask; None lets everyone.
+        adapters: the folder that `/v1/adapters/reload` looks into.
+    """
+    app = FastAPI(title="optlm", version=__version__, redoc_url=None)
+    routes = _Routes(service, template, keys, adapters)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return _failure(request, error)
+
+    for kind in (ClientGone, HTTPException):
+        app.add_exception_handler(kind, failed)
+
+    def add(method: str, path: str, call: Endpoint, fields: type[Any] | None = None) -> None:
+        app.add_api_route(
+            path,
+            _guarded(call, service),
+            methods=[method],
+            response_model=None,
+            name=call.__name__,
+            openapi_extra=describe(call.__name__, fields),
+        )
+
+    add("GET", "/health", routes.health)
+    add("GET", "/ready", routes.ready)
+    add("GET", "/metrics", routes.metrics)
+    add("GET", "/v1/models", routes.models)
+    add("GET", "/v1/models/{model}", routes.model)
+    add("POST", "/v1/completions", routes.completions, CompletionRequest)
+    add("POST", "/v1/chat/completions", routes.chat, ChatRequest)
+    add("POST", "/v1/score", routes.score, ScoreRequest)
+    add("POST", "/v1/embeddings", routes.embeddings, EmbeddingRequest)
+    add("POST", "/tokenize", routes.tokenize, TokenizeRequest)
+    add("POST", "/detokenize", routes.detokenize, DetokenizeRequest)
+    add("GET", "/tokenizer_info", routes.tokenizer_info)
+    add("POST", "/v1/adapters/reload", routes.reload_adapters)
     return app
 
 
-def _models(service: Service) -> list[dict[str, Any]]:
-    served = service.served
-    common = {"object": "model", "created": served.created, "owned_by": "optlm"}
-    base = {"id": served.name, **common, "max_model_len": served.context}
-    return [base] + [
-        {"id": name, **common, "root": name, "parent": served.name, "max_model_len": served.context}
-        for name in served.adapters()
-    ]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+def _guarded(call: Endpoint, service: Service) -> Endpoint:
+    """One request's error is its own answer, whatever it is."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            answer = await call(request)
+        except Exception as error:
+            answer = _failure(request, error)
+        service.metrics.answers.labels(str(answer.status_code)).inc()
+        return answer
+
+    return endpoint
+
+
+def _failure(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientGone):
         return Response(status_code=499)
     if isinstance(error, HTTPException):
@@ -80,8 +222,5 @@ async def _failed(request: Request, error: Exception) -> Response:
         told = {404: f"there is nothing at {what:.200}", 405: f"{what:.200} is not allowed"}
         message = told.get(error.status_code, str(error.detail))
         error = ApiError(error.status_code, message, headers=dict(error.headers or {}))
-    return _answer(api_error(error))
-
-
-def _answer(error: ApiError) -> Response:
-    return JsonAnswer(error.body(), error.status, error.headers)
+    known = api_error(error)
+    return JsonAnswer(known.body(), known.status, known.headers)

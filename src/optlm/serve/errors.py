@@ -61,9 +61,14 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), param="prompt", code="context_length_exceeded")
     if isinstance(error, RequestError):
-        return ApiError(400, str(error))
+        return ApiError(400, str(error), param=_field_of(str(error)), code="invalid_value")
     if isinstance(error, EngineError):
         return ApiError(500, str(error), code="engine_error")
     if isinstance(error, OptlmError):
         return ApiError(400, str(error))
     return ApiError(500, f"the server failed: {type(error).__name__}", code="internal_error")
+
+
+def _field_of(message: str) -> str | None:
+    """The engine speaks of prompts by the name that the API has for them too."""
+    return "prompt" if "prompt" in message or message.startswith("the text") else None

@@ -129,9 +129,16 @@ class EventStream(Response):
         self._patience = patience
 
     @classmethod
-    async def begin(cls, events: AsyncGenerator[bytes, None], patience: float) -> EventStream:
+    async def begin(
+        cls, request: Request, events: AsyncGenerator[bytes, None], patience: float
+    ) -> EventStream:
+        """Wait for the first event.
+
+        Raises:
+            ClientGone: the client left before there was one.
+        """
         try:
-            first = await anext(events)
+            first = await unless_gone(request, _next(events))
         except BaseException:
             await events.aclose()
             raise
@@ -196,6 +203,10 @@ class _Patience:
             self._task.cancel()
         else:
             self._timer = self._loop.call_later(self._seconds / 4, self._watch)
+
+
+async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(events)
 
 
 def _body(event: bytes) -> dict[str, Any]:

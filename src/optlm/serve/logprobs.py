@@ -65,6 +65,18 @@ class TokenReports:
             found[name] = logprob
         return found
 
+    def entry(self, report: TokenLogprobs) -> dict[str, Any]:
+        """One token as chats report it: a list of alternatives, so nothing collides."""
+        ids, logprobs = report.top_ids[: self._count].tolist(), report.top_logprobs.tolist()
+        return {
+            **self._entry(report.token_id, report.logprob),
+            "top_logprobs": [self._entry(*pair) for pair in zip(ids, logprobs, strict=False)],
+        }
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        name, raw = self._name(token), self._bytes(token)
+        return {"token": name, "token_id": token, "logprob": logprob, "bytes": raw}
+
     def _ranked(self, report: TokenLogprobs) -> tuple[list[int], list[float]]:
         ids = report.top_ids[: self._count].tolist()
         logprobs = report.top_logprobs[: self._count].tolist()

@@ -8,13 +8,17 @@ from typing import Any
 from optlm.engine.params import SamplingParams
 from optlm.engine.prompts import OnePrompt, naming_prompt
 from optlm.engine.request import admit_prompt
+from optlm.errors import RequestError
 from optlm.serve.errors import ApiError
 from optlm.serve.fields import prompts_of
+from optlm.serve.limits import Cost
 from optlm.serve.requests import CompletionRequest, SamplingFields
 from optlm.serve.served import Served
 
-__all__ = ["CompletionPlan", "fit_prompt", "plan_completion", "sampling_of"]
+__all__ = ["CompletionPlan", "fit_prompt", "plan_completion", "sampling_of", "wants_usage"]
 
+_TEXT_BYTES = 8  # of a token in an answer
+_REPORT_BYTES = 96  # of one log-probability, with the names of its token
 DEFAULT_TOKENS = 16  # OpenAI's default of max_tokens
 
 # Fields that go to the engine as they are, under another name where one is given.
@@ -48,6 +52,7 @@ class CompletionPlan:
         prompt_logprobs: the same for `choices[].prompt_logprobs`.
         names_ids: tokens appear as "token_id:123".
         stream, include_usage: how to answer.
+        priority: smaller runs first.
     """
 
     model: str
@@ -60,11 +65,22 @@ class CompletionPlan:
     names_ids: bool = False
     stream: bool = False
     include_usage: bool = False
+    priority: int = 0
 
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt are wanted."""
-        return self.params.prompt_logprobs is not None
+    def cost(self, context: int) -> Cost:
+        """What the request takes at most, on a model of this context."""
+        params = self.params
+        read = sum(len(ids) for ids in self.prompts)
+        written = sum(min(params.max_tokens, context - len(ids)) for ids in self.prompts)
+        written *= params.num_samples
+        shown = read * params.n if self.echo else 0
+        reported = 0  # log-probabilities
+        if self.logprobs is not None:
+            reported += (written + shown) * (self.logprobs + 2)
+        if self.prompt_logprobs is not None:
+            reported += read * params.n * (self.prompt_logprobs + 2)
+        answer = (written + shown) * _TEXT_BYTES + reported * _REPORT_BYTES
+        return Cost(tokens=read + written, answer_bytes=answer)
 
 
 def sampling_of(
@@ -88,8 +104,13 @@ def sampling_of(
     if request.logit_bias:
         values["logit_bias"] = {int(name): bias for name, bias in request.logit_bias.items()}
     _check(request, served, max_tokens)
-    params = SamplingParams(**values, **more)
-    params.check_vocabulary(served.config.vocab_size)
+    try:
+        params = SamplingParams(**values, **more)
+        params.check_vocabulary(served.config.vocab_size)
+    except RequestError as error:
+        field = str(error).partition(" ")[0]  # the engine's messages begin with the parameter
+        known = field if field in type(request).model_fields else None
+        raise ApiError(400, str(error), param=known, code="invalid_value") from None
     return params
 
 
@@ -131,9 +152,10 @@ def plan_completion(request: CompletionRequest, served: Served) -> CompletionPla
             param="best_of",
             code="invalid_value",
         )
+    given = prompts_of(request.prompt)
     prompts = [
-        _tokens(prompt, index, request, served, params)
-        for index, prompt in enumerate(prompts_of(request.prompt))
+        _tokens(prompt, index, len(given), request, served, params)
+        for index, prompt in enumerate(given)
     ]
     return CompletionPlan(
         model=request.model or served.name,
@@ -145,8 +167,13 @@ def plan_completion(request: CompletionRequest, served: Served) -> CompletionPla
         prompt_logprobs=request.prompt_logprobs,
         names_ids=bool(request.return_tokens_as_token_ids),
         stream=bool(request.stream),
-        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        include_usage=wants_usage(request),
+        priority=request.priority or 0,
     )
+
+
+def wants_usage(request: SamplingFields) -> bool:
+    return request.stream_options is not None and request.stream_options.include_usage
 
 
 def _check(request: SamplingFields, served: Served, max_tokens: int) -> None:
@@ -176,11 +203,12 @@ def _prompt_logprobs(request: CompletionRequest, echo: bool) -> int | None:
 def _tokens(
     prompt: OnePrompt,
     index: int,
+    count: int,
     request: CompletionRequest,
     served: Served,
     params: SamplingParams,
 ) -> list[int]:
-    with naming_prompt(index, index + 2 if isinstance(request.prompt, list) else 1):
+    with naming_prompt(index, count):
         return fit_prompt(
             prompt,
             served,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from optlm.config import OPTConfig
@@ -20,24 +20,32 @@ class Served:
 
     Attributes:
         tokenizer: None when only token ids can be read; no text comes back then either.
-        adapters: the names that requests may use besides `name`, at this moment.
+        adapters: the names that requests may use besides `name`, at this moment, and what the
+            engine calls each.
         created: when it was loaded, in seconds since 1970.
     """
 
     name: str
     config: OPTConfig
     tokenizer: Tokenizer | None
-    adapters: Callable[[], Sequence[str]]
+    adapters: Callable[[], Mapping[str, str]]
     created: int
 
     @classmethod
-    def of(cls, llm: LLM, name: str, created: int) -> Served:
+    def of(
+        cls,
+        llm: LLM,
+        name: str,
+        created: int,
+        adapters: Callable[[], Mapping[str, str]] | None = None,
+    ) -> Served:
+        """What `llm` is, with the adapters it has loaded unless others are given."""
         tokenizer = llm.tokenizer if isinstance(llm.tokenizer, Tokenizer) else None
         return cls(
             name=name,
             config=llm.config,
             tokenizer=tokenizer,
-            adapters=lambda: llm.adapters,
+            adapters=adapters or (lambda: {name: name for name in llm.adapters}),
             created=created,
         )
 
@@ -47,7 +55,7 @@ class Served:
         return self.config.max_position_embeddings
 
     def adapter_of(self, model: str | None) -> str | None:
-        """The adapter that a request's `model` means; None for the model itself.
+        """What the engine calls the adapter that `model` means; None for the model itself.
 
         Raises:
             ApiError: 404, there is no such name.
@@ -56,7 +64,7 @@ class Served:
             return None
         adapters = self.adapters()
         if model in adapters:
-            return model
+            return adapters[model]
         near = did_you_mean(model, [self.name, *adapters])
         raise ApiError(
             404,

@@ -7,13 +7,20 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from optlm.engine.aio import AsyncLLM
-from optlm.engine.outputs import RequestOutput
+from optlm.engine.outputs import RequestOutput, StreamOutput
 from optlm.engine.params import SamplingParams
-from optlm.serve.completions import Completions, PieceWriter
+from optlm.serve.chat import ChatWords
+from optlm.serve.completions import Completions
+from optlm.serve.embeddings import EmbeddingPlan, embedding_answer
+from optlm.serve.keys import Client
+from optlm.serve.limits import Admission, Limits
+from optlm.serve.metrics import Metrics, Watch
 from optlm.serve.plan import CompletionPlan
+from optlm.serve.scoring import ScorePlan, score
 from optlm.serve.served import Served
 
 __all__ = ["Service", "all_of"]
@@ -23,66 +30,117 @@ T = TypeVar("T")
 _AHEAD = 64  # events that the prompts of one stream may be ahead of their reader
 
 
+class _Writer(Protocol):
+    """Turns the increments of one prompt into events."""
+
+    def first(self, read: RequestOutput | None) -> bytes: ...
+    def piece(self, piece: StreamOutput) -> bytes: ...
+
+
 class Service:
-    """What the routes call.
+    """What the routes call: every call is admitted first and counted.
 
     Attributes:
         engine: runs it.
         served: what it is.
     """
 
-    def __init__(self, engine: AsyncLLM, served: Served) -> None:
+    def __init__(self, engine: AsyncLLM, served: Served, limits: Limits) -> None:
         self.engine = engine
         self.served = served
+        self.admission = Admission(limits)
+        self.metrics = Metrics(engine, self.admission, served.name)
+        self.draining = False
 
-    async def complete(self, plan: CompletionPlan) -> dict[str, Any]:
-        """Answer a completion request whole. Cancelling aborts what runs."""
-        words = self._words(plan)
-        return words.response(
-            await all_of([self.engine.generate(ids, plan.params) for ids in plan.prompts])
-        )
+    async def complete(
+        self, plan: CompletionPlan, client: Client, *, chat: bool = False
+    ) -> dict[str, Any]:
+        """Answer a completion or chat whole. Cancelling aborts what runs."""
+        with self.admission.admit(plan.cost(self.served.context), client):
+            watch = Watch(self.metrics)
+            calls = [
+                self.engine.generate(ids, params, priority=plan.priority)
+                for ids, params in zip(plan.prompts, _params(plan), strict=True)
+            ]
+            outputs = await all_of(calls)
+            watch.done(outputs)
+            return self._words(plan, chat).response(outputs)
 
-    async def stream(self, plan: CompletionPlan) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self, plan: CompletionPlan, client: Client, *, chat: bool = False
+    ) -> AsyncGenerator[bytes, None]:
         """Answer it as server-sent events, the last being ``[DONE]``. Closing aborts what runs."""
-        words = self._words(plan)
-        outputs: list[RequestOutput] = []
-        parts = [
-            self._stream_one(ids, plan.params, writer, outputs)
-            for ids, writer in zip(plan.prompts, words.pieces(), strict=True)
-        ]
-        async with aclosing(parts[0] if len(parts) == 1 else _merged(parts)) as events:
-            async for event in events:
-                yield event
-        if plan.include_usage:
-            yield words.usage_event(outputs)
-        yield b"data: [DONE]\n\n"
+        with self.admission.admit(plan.cost(self.served.context), client):
+            watch, words = Watch(self.metrics), self._words(plan, chat)
+            outputs: dict[int, RequestOutput] = {}
+            writers: Sequence[_Writer] = words.pieces()
+            parts = [
+                self._stream_one(index, plan, params, writer, outputs, watch)
+                for index, (params, writer) in enumerate(zip(_params(plan), writers, strict=True))
+            ]
+            async with aclosing(parts[0] if len(parts) == 1 else _merged(parts)) as events:
+                async for event in events:
+                    yield event
+            ordered = [outputs[index] for index in range(len(parts))]
+            watch.done(ordered)
+            if plan.include_usage:
+                yield words.usage_event(ordered)
+            yield b"data: [DONE]\n\n"
 
-    def _words(self, plan: CompletionPlan) -> Completions:
-        return Completions(
-            plan, self.served, id=f"cmpl-{uuid.uuid4().hex}", created=int(time.time())
-        )
+    async def score(self, plan: ScorePlan, client: Client) -> dict[str, Any]:
+        with self.admission.admit(plan.cost, client):
+            return await score(plan, self.engine, self.served)
+
+    async def embed(self, plan: EmbeddingPlan, client: Client) -> dict[str, Any]:
+        request = plan.request
+        with self.admission.admit(plan.cost, client):
+            calls = [
+                self.engine.embed(
+                    ids,
+                    pooling=request.pooling,
+                    adapter=plan.adapter,
+                    priority=request.priority or 0,
+                )
+                for ids in plan.inputs
+            ]
+            return embedding_answer(plan, await all_of(calls))
+
+    def _words(self, plan: CompletionPlan, chat: bool) -> Completions | ChatWords:
+        made, kind = (ChatWords, "chatcmpl") if chat else (Completions, "cmpl")
+        return made(plan, self.served, id=f"{kind}-{uuid.uuid4().hex}", created=int(time.time()))
 
     async def _stream_one(
         self,
-        ids: list[int],
+        index: int,
+        plan: CompletionPlan,
         params: SamplingParams,
-        writer: PieceWriter,
-        outputs: list[RequestOutput],
+        writer: _Writer,
+        outputs: dict[int, RequestOutput],
+        watch: Watch,
     ) -> AsyncGenerator[bytes, None]:
-        read: RequestOutput | None = None
+        ids, read = plan.prompts[index], None
         if params.prompt_logprobs is not None:
             # The prompt alone first; what follows finds it in the cache, and the numbers agree.
             alone = SamplingParams(
                 max_tokens=0, prompt_logprobs=params.prompt_logprobs, adapter=params.adapter
             )
-            read = await self.engine.generate(ids, alone)
+            read = await self.engine.generate(ids, alone, priority=plan.priority)
+            params = replace(params, prompt_logprobs=None)
         if event := writer.first(read):
             yield event
-        async with aclosing(self.engine.stream(ids, params)) as pieces:
+        async with aclosing(self.engine.stream(ids, params, priority=plan.priority)) as pieces:
             async for piece in pieces:
+                watch.first_token()
                 yield writer.piece(piece)
                 if piece.result is not None:
-                    outputs.append(piece.result)
+                    outputs[index] = piece.result
+                    if read is not None:
+                        cached = read.num_cached_tokens
+                        outputs[index] = replace(piece.result, num_cached_tokens=cached)
+
+
+def _params(plan: CompletionPlan) -> list[SamplingParams]:
+    return [plan.params] * len(plan.prompts)
 
 
 async def all_of(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

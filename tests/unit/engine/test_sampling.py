@@ -12,6 +12,7 @@ import slow_sampling as slow
 from numpy.random import Philox
 
 from optlm.engine import sampling
+from optlm.engine.outputs import TokenLogprobs
 from optlm.engine.params import SamplingParams
 from optlm.engine.sampling import Chooser
 
@@ -173,20 +174,26 @@ def test_log_softmax(name: str) -> None:
 
 
 def test_token_logprobs_reports_top_rank_and_vocabulary() -> None:
-    row = sampling.log_softmax(ROWS["tied"])
+    row = ROWS["tied"]
+    normalizer = sampling.log_normalizer(row)
+    wanted = [float(x) - normalizer for x in row]
     token = int(np.flatnonzero(row == row.max())[3])
-    report = sampling.token_logprobs(row, token, 5)
+
+    def reported(token: int, count: int) -> TokenLogprobs:
+        return sampling.token_logprobs(row, normalizer, token, count)
+
+    report = reported(token, 5)
     order = sorted(range(V), key=lambda i: (-row[i], i))
     assert report.top_ids.tolist() == order[:5]
     assert list(report.top()) == order[:5]
     assert report.rank == 1
-    assert report.logprob == float(row[token])
-    assert sampling.token_logprobs(row, order[-1], 0).rank == 1 + int((row > row.min()).sum())
-    assert len(sampling.token_logprobs(row, token, 0).top_ids) == 0
-    assert sampling.token_logprobs(row, token, V).top_ids.tolist() == order
-    whole = sampling.token_logprobs(row, token, -1)
+    assert report.logprob == wanted[token] == sampling.chosen_logprobs(row[None], [token])[0]
+    assert reported(order[-1], 0).rank == 1 + int((row > row.min()).sum())
+    assert len(reported(token, 0).top_ids) == 0
+    assert reported(token, V).top_ids.tolist() == order
+    whole = reported(token, -1)
     assert whole.top_ids.tolist() == list(range(V))
-    assert whole.top_logprobs.tolist() == row.tolist()
+    assert whole.top_logprobs.tolist() == wanted
 
 
 def test_random_numbers_are_philox_by_seed_sample_and_position() -> None:

@@ -1,0 +1,85 @@
+"""`/v1/score`: log-probabilities of continuations of one context, which is read once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from optlm.engine.aio import AsyncLLM
+from optlm.engine.prompts import naming_prompt
+from optlm.engine.tree import TokenTree
+from optlm.score.continuations import Request, encode_pair
+from optlm.score.convention import CONVENTIONS
+from optlm.serve.limits import Cost
+from optlm.serve.logprobs import token_name
+from optlm.serve.requests import ScoreRequest
+from optlm.serve.served import Served
+
+__all__ = ["ScorePlan", "plan_score", "score"]
+
+CONVENTION = CONVENTIONS["optlm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """Attributes: pairs: context and continuation as token ids, in order."""
+
+    model: str
+    adapter: str | None
+    pairs: list[Request]
+
+    @property
+    def cost(self) -> Cost:
+        tokens = sum(len(pair.token_ids) for pair in self.pairs)
+        return Cost(tokens=tokens, answer_bytes=tokens * 64)
+
+
+def plan_score(request: ScoreRequest, served: Served) -> ScorePlan:
+    """Check and tokenize.
+
+    Raises:
+        ApiError, RequestError: it cannot be served.
+    """
+    adapter = served.adapter_of(request.model)
+    tokenizer = served.need_tokenizer("there is nothing to score texts with")
+    pairs = []
+    for index, continuation in enumerate(request.continuations):
+        with naming_prompt(index, len(request.continuations)):
+            pair = encode_pair(
+                request.context, continuation, tokenizer, CONVENTION, limit=served.context
+            )
+            pairs.append(pair)
+    return ScorePlan(model=request.model or served.name, adapter=adapter, pairs=pairs)
+
+
+async def score(plan: ScorePlan, engine: AsyncLLM, served: Served) -> dict[str, Any]:
+    """Read what all pairs begin with once, and answer. The numbers are `Scorer`'s."""
+    tree = TokenTree()
+    for pair in plan.pairs:
+        tree.add(pair.token_ids, pair.first - 1)
+    reading = await engine.read(tree, adapter=plan.adapter)
+    data = []
+    for number, pair in enumerate(plan.pairs):
+        logprobs, greedy = reading.scores(number)
+        ids = pair.continuation_ids
+        data.append(
+            {
+                "object": "score",
+                "index": number,
+                "logprob": math.fsum(logprobs),
+                "is_greedy": bool(greedy.all()),
+                "tokens": [token_name(token, served.tokenizer) for token in ids],
+                "token_ids": ids,
+                "token_logprobs": logprobs.tolist(),
+            }
+        )
+    given = sum(len(pair.token_ids) for pair in plan.pairs)
+    usage = {
+        "prompt_tokens": given,
+        "completion_tokens": 0,
+        "total_tokens": given,
+        "forward_tokens": reading.num_forward_tokens,
+        "prompt_tokens_details": {"cached_tokens": reading.num_cached_tokens},
+    }
+    return {"object": "list", "model": plan.model, "data": data, "usage": usage}

@@ -162,7 +162,7 @@ def make_app(
         keys: who may ask; None lets everyone.
         adapters: the folder that `/v1/adapters/reload` looks into.
     """
-    app = FastAPI(title="optlm", version=__version__, redoc_url=None)
+    app = FastAPI(title="optlm", version=__version__, redoc_url=None, redirect_slashes=False)
     routes = _Routes(service, template, keys, adapters)
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ from typing import Any
 from optlm.engine.outputs import RequestOutput, StreamOutput, TokenLogprobs
 from optlm.errors import RequestError
 from optlm.serve.completions import usage_of
-from optlm.serve.errors import ApiError
+from optlm.serve.errors import ApiError, about
 from optlm.serve.logprobs import TokenReports
 from optlm.serve.plan import CompletionPlan, fit_prompt, sampling_of, wants_usage
 from optlm.serve.requests import ChatRequest, Message
@@ -105,7 +105,8 @@ def plan_chat(request: ChatRequest, served: Served, template: Template) -> Compl
         params = replace(params, stop=[*params.stop, _NEXT_TURN])
     text = template(request.messages)
     served.need_tokenizer("chats are texts; use /v1/completions with token ids")
-    ids = fit_prompt(text, served, params, keep=request.truncate_prompt_tokens)
+    with about("messages"):
+        ids = fit_prompt(text, served, params, keep=request.truncate_prompt_tokens)
     return CompletionPlan(
         model=request.model or served.name,
         prompts=[ids],

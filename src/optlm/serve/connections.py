@@ -15,7 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from optlm.serve.errors import ApiError
 from optlm.serve.limits import Limits
 
-__all__ = ["bounded_protocol"]
+__all__ = ["ABORT", "bounded_protocol"]
+
+ABORT = "optlm.abort"  # an ASGI extension: drops the connection
 
 MAX_HEAD = 2**15  # bytes
 MAX_FIELDS = 100
@@ -54,6 +56,8 @@ def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            # An answer that nobody reads can only be dropped; closing would wait for the reader.
+            self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
             self._head = 0
             if self._deadline is None:
                 self._await_head()

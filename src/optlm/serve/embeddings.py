@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optlm.engine.outputs import EmbedOutput
-from optlm.engine.prompts import naming_prompt
 from optlm.engine.request import as_token_ids
 from optlm.errors import ContextLengthError
-from optlm.serve.errors import ApiError
+from optlm.serve.errors import ApiError, about
 from optlm.serve.fields import prompts_of
 from optlm.serve.limits import Cost
 from optlm.serve.requests import EmbeddingRequest
@@ -56,7 +55,7 @@ def plan_embedding(request: EmbeddingRequest, served: Served) -> EmbeddingPlan:
     texts = prompts_of(request.input)
     inputs = []
     for index, text in enumerate(texts):
-        with naming_prompt(index, len(texts)):
+        with about("input", index if len(texts) > 1 else None):
             ids = as_token_ids(text, served.tokenizer, served.config, room=served.context)
             if len(ids) > served.context:
                 raise ContextLengthError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from optlm.errors import ContextLengthError, EngineError, OptlmError, RequestError
 
-__all__ = ["ApiError", "api_error"]
+__all__ = ["ApiError", "about", "api_error"]
 
+_INVALID = "invalid_value"
 _KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -54,21 +57,23 @@ class ApiError(Exception):
         }
 
 
+@contextmanager
+def about(field: str, index: int | None = None) -> Iterator[None]:
+    """Say which field, and which of its items, the engine's refusals inside are about."""
+    try:
+        yield
+    except RequestError as error:
+        where = "" if index is None else f"{field}[{index}]: "
+        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else _INVALID
+        raise ApiError(400, f"{where}{error}", param=field, code=code) from None
+
+
 def api_error(error: Exception) -> ApiError:
     """What a client is told about an exception; of surprises only that there was one."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, ContextLengthError):
-        return ApiError(400, str(error), param="prompt", code="context_length_exceeded")
-    if isinstance(error, RequestError):
-        return ApiError(400, str(error), param=_field_of(str(error)), code="invalid_value")
     if isinstance(error, EngineError):
         return ApiError(500, str(error), code="engine_error")
     if isinstance(error, OptlmError):
-        return ApiError(400, str(error))
+        return ApiError(400, str(error), code=_INVALID)
     return ApiError(500, f"the server failed: {type(error).__name__}", code="internal_error")
-
-
-def _field_of(message: str) -> str | None:
-    """The engine speaks of prompts by the name that the API has for them too."""
-    return "prompt" if "prompt" in message or message.startswith("the text") else None

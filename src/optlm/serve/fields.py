@@ -31,7 +31,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 
-_TOKEN = re.compile(r"-?[0-9]{1,9}")
+_TOKEN = re.compile(r"[0-9]{1,9}")
 
 
 class Strict(BaseModel):

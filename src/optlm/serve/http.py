@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from optlm.serve.connections import ABORT
 from optlm.serve.errors import ApiError, api_error
 from optlm.serve.jsonbody import parse_json
 
@@ -149,6 +150,8 @@ class EventStream(Response):
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((writing, gone), return_when=asyncio.FIRST_COMPLETED)
+            if writing.cancelled():  # by `_Patience`
+                scope["extensions"][ABORT]["call"]()
         finally:
             writing.cancel()
             gone.cancel()

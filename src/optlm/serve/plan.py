@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optlm.engine.params import SamplingParams
-from optlm.engine.prompts import OnePrompt, naming_prompt
+from optlm.engine.prompts import OnePrompt
 from optlm.engine.request import admit_prompt
 from optlm.errors import RequestError
-from optlm.serve.errors import ApiError
+from optlm.serve.errors import ApiError, about
 from optlm.serve.fields import prompts_of
 from optlm.serve.limits import Cost
 from optlm.serve.requests import CompletionRequest, SamplingFields
@@ -107,6 +107,8 @@ def sampling_of(
     try:
         params = SamplingParams(**values, **more)
         params.check_vocabulary(served.config.vocab_size)
+        if params.stop and served.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer; use stop_token_ids")
     except RequestError as error:
         field = str(error).partition(" ")[0]  # the engine's messages begin with the parameter
         known = field if field in type(request).model_fields else None
@@ -152,11 +154,19 @@ def plan_completion(request: CompletionRequest, served: Served) -> CompletionPla
             param="best_of",
             code="invalid_value",
         )
+    prompts = []
     given = prompts_of(request.prompt)
-    prompts = [
-        _tokens(prompt, index, len(given), request, served, params)
-        for index, prompt in enumerate(given)
-    ]
+    for index, prompt in enumerate(given):
+        with about("prompt", index if len(given) > 1 else None):
+            prompts.append(
+                fit_prompt(
+                    prompt,
+                    served,
+                    params,
+                    keep=request.truncate_prompt_tokens,
+                    add_bos=request.add_special_tokens,
+                )
+            )
     return CompletionPlan(
         model=request.model or served.name,
         prompts=prompts,
@@ -198,24 +208,6 @@ def _prompt_logprobs(request: CompletionRequest, echo: bool) -> int | None:
     """How many alternatives the engine must report of prompt tokens, for `echo` or in their own."""
     wanted = (request.prompt_logprobs, request.logprobs if echo else None)
     return max((count for count in wanted if count is not None), default=None)
-
-
-def _tokens(
-    prompt: OnePrompt,
-    index: int,
-    count: int,
-    request: CompletionRequest,
-    served: Served,
-    params: SamplingParams,
-) -> list[int]:
-    with naming_prompt(index, count):
-        return fit_prompt(
-            prompt,
-            served,
-            params,
-            keep=request.truncate_prompt_tokens,
-            add_bos=request.add_special_tokens,
-        )
 
 
 def fit_prompt(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from optlm.engine.aio import AsyncLLM
-from optlm.engine.prompts import naming_prompt
 from optlm.engine.tree import TokenTree
 from optlm.score.continuations import Request, encode_pair
 from optlm.score.convention import CONVENTIONS
+from optlm.serve.errors import about
 from optlm.serve.limits import Cost
 from optlm.serve.logprobs import token_name
 from optlm.serve.requests import ScoreRequest
@@ -45,7 +45,7 @@ def plan_score(request: ScoreRequest, served: Served) -> ScorePlan:
     tokenizer = served.need_tokenizer("there is nothing to score texts with")
     pairs = []
     for index, continuation in enumerate(request.continuations):
-        with naming_prompt(index, len(request.continuations)):
+        with about("continuations", index):
             pair = encode_pair(
                 request.context, continuation, tokenizer, CONVENTION, limit=served.context
             )

@@ -92,6 +92,11 @@ class Server:
     def started(self) -> bool:
         return self._http.started
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._http.server_state.connections)
+
     def run(self) -> None:
         """Serve until `stop`, or until SIGTERM or SIGINT where this is the main thread.
 

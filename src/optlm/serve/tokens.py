@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optlm.serve.errors import about
 from optlm.serve.logprobs import token_name
 from optlm.serve.requests import DetokenizeRequest, TokenizeRequest
 from optlm.serve.served import Served
@@ -15,7 +16,8 @@ def tokenize(request: TokenizeRequest, served: Served) -> dict[str, Any]:
     served.adapter_of(request.model)
     tokenizer = served.need_tokenizer("there is nothing to tokenize with")
     # false leaves the start token out; true is what the tokenizer does by itself
-    ids = tokenizer.encode(request.prompt, None if request.add_special_tokens else False)
+    with about("prompt"):
+        ids = tokenizer.encode(request.prompt, None if request.add_special_tokens else False)
     answer = {"count": len(ids), "max_model_len": served.context, "tokens": ids}
     if request.return_token_strs:
         answer["token_strs"] = [token_name(token, tokenizer) for token in ids]

@@ -30,68 +30,69 @@ class _HeadTooLarge(Exception):
     pass
 
 
-def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """A protocol class of these limits, for `uvicorn.Config(http=...)`."""
+class BoundedProtocol(HttpToolsProtocol):
+    limits = Limits()
+    _head: int | None = 0  # bytes of the head so far; None while there is none
+    _deadline: asyncio.TimerHandle | None = None
 
-    class BoundedProtocol(HttpToolsProtocol):
-        _head: int | None = 0  # bytes of the head so far; None while there is none
-        _deadline: asyncio.TimerHandle | None = None
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self.transport.close()
+        self._await_head()
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                self.transport.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head is not None and not self.transport.is_closing():
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self.send_400_response(_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        # An answer that nobody reads can only be dropped; closing would wait for the reader.
+        self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
+        self._head = 0
+        if self._deadline is None:
             self._await_head()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
-            super().connection_lost(exc)
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        size = sum(len(n) + len(v) for n, v in self.headers[-1:])
+        self._head = (self._head or 0) + size
+        if self._head > MAX_HEAD or len(self.headers) > MAX_FIELDS:
+            raise _HeadTooLarge
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._head is not None and not self.transport.is_closing():
-                self._head += len(data)
-                if self._head > MAX_HEAD:
-                    self.send_400_response(_TOO_LARGE)
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        self._head = None
+        super().on_headers_complete()
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            # An answer that nobody reads can only be dropped; closing would wait for the reader.
-            self.scope["extensions"] = {ABORT: {"call": self.transport.abort}}
-            self._head = 0
-            if self._deadline is None:
-                self._await_head()
+    def send_400_response(self, msg: str) -> None:
+        answer = json.dumps(ApiError(400, msg, code="invalid_http").body()).encode()
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(answer), answer)
+        )
+        self.transport.close()
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            super().on_header(name, value)
-            size = sum(len(n) + len(v) for n, v in self.headers[-1:])
-            self._head = (self._head or 0) + size
-            if self._head > MAX_HEAD or len(self.headers) > MAX_FIELDS:
-                raise _HeadTooLarge
+    def _await_head(self) -> None:
+        self._deadline = self.loop.call_later(self.limits.header_seconds, self._give_up)
 
-        def on_headers_complete(self) -> None:
-            self._stop_waiting()
-            self._head = None
-            super().on_headers_complete()
+    def _give_up(self) -> None:
+        self._deadline = None
+        self.transport.close()
 
-        def send_400_response(self, msg: str) -> None:
-            answer = json.dumps(ApiError(400, msg, code="invalid_http").body()).encode()
-            self.transport.write(
-                b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(answer), answer)
-            )
-            self.transport.close()
-
-        def _await_head(self) -> None:
-            self._deadline = self.loop.call_later(limits.header_seconds, self._give_up)
-
-        def _give_up(self) -> None:
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
             self._deadline = None
-            self.transport.close()
 
-        def _stop_waiting(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
 
-    return BoundedProtocol
+def bounded_protocol(limits: Limits) -> type[HttpToolsProtocol]:
+    """A protocol class of these limits, for `uvicorn.Config(http=...)`."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})

@@ -39,29 +39,32 @@ class _Ticket:
     def __init__(self, collect: Callable[[list[Any]], Sequence[Any]]) -> None:
         self.jobs: list[Any] = []  # Generations or Readings, the engine thread's
         self.wants = True  # whether the caller has read what was sent
+        self.loop = asyncio.get_running_loop()
         self._collect = collect
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
 
     @property
     def finished(self) -> bool:
         return all(job.finished for job in self.jobs)
 
-    def deliver(self) -> None:
+    def news(self) -> Sequence[Any]:
+        """What the caller is to be told now."""
         failed = next((job.error for job in self.jobs if job.error is not None), None)
         if failed is not None:
-            self.send(EngineError(failed))
-            return
+            return [EngineError(failed)]
         if not (self.wants or self.finished):
-            return  # a slow reader finds all that is new in one piece when it comes back
+            return []  # a slow reader finds all that is new in one piece when it comes back
         items = self._collect(self.jobs)
         self.wants = not items
-        for item in items:
-            self.send(item)
+        return items
 
     def send(self, item: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, item)
+        _hand_over({self.loop: [(self, [item])]})
+
+    def put(self, items: Sequence[Any]) -> None:
+        """Take what was sent; on the caller's loop."""
+        for item in items:
+            self._inbox.put_nowait(item)
 
     async def receive(self) -> Any:
         if self._inbox.empty():
@@ -70,6 +73,21 @@ class _Ticket:
         if isinstance(item, BaseException):
             raise item
         return item
+
+
+_Parcels = dict[asyncio.AbstractEventLoop, list[tuple[_Ticket, Sequence[Any]]]]
+
+
+def _hand_over(parcels: _Parcels) -> None:
+    """Wake each loop once, however many of its callers have news: waking costs a system call."""
+    for loop, parcel in parcels.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_unpack, parcel)
+
+
+def _unpack(parcel: list[tuple[_Ticket, Sequence[Any]]]) -> None:
+    for ticket, items in parcel:
+        ticket.put(items)
 
 
 class AsyncLLM:
@@ -241,10 +259,13 @@ class AsyncLLM:
     def _deliver(self) -> None:
         with self._lock:
             tickets = [ticket for ticket in self._tickets if ticket.jobs]
+        parcels: _Parcels = {}
         for ticket in tickets:
-            ticket.deliver()
+            if items := ticket.news():
+                parcels.setdefault(ticket.loop, []).append((ticket, items))
             if ticket.finished:
                 ticket.jobs = []
+        _hand_over(parcels)
 
     def _submit(self, ticket: _Ticket, submit: _Submit) -> None:
         try:
@@ -254,7 +275,8 @@ class AsyncLLM:
             ticket.send(error)
             return
         if ticket.finished:  # nothing to run, as with max_tokens=0
-            ticket.deliver()
+            for item in ticket.news():
+                ticket.send(item)
             ticket.jobs = []
 
     def _abort(self, ticket: _Ticket) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from optlm.errors import RequestError
 from optlm.score.convention import Convention
 from optlm.score.items import Item, Kind
 from optlm.score.levels import byte_scores, sentence_scores, word_scores
@@ -52,7 +53,29 @@ def score_batch(
         level: of "texts", what is listed besides the sums.
         normalize: of "endings", what is compared.
         answer: of "endings", the field that holds the place of the right one, if there is one.
+
+    Raises:
+        RequestError: an item that cannot be scored, named by its place.
     """
+    try:
+        return _score_batch(scorer, kind, items, level, normalize, answer)
+    except RequestError:
+        for item in items:
+            try:
+                _score_batch(scorer, kind, [item], level, normalize, answer)
+            except RequestError as error:
+                raise type(error)(f"{item.place}: {error}") from None
+        raise
+
+
+def _score_batch(
+    scorer: Scorer,
+    kind: Kind,
+    items: Sequence[Item],
+    level: Level,
+    normalize: Normalize,
+    answer: str,
+) -> list[dict[str, Any]]:
     if kind == "pairs":
         pairs = scorer.pairs([(item.values[0], item.values[1]) for item in items])
         return [_pair_record(i, pair) for i, pair in zip(items, pairs, strict=True)]

@@ -113,12 +113,8 @@ class Scorer:
     ) -> list[PairScore]:
         """Score minimal pairs (good, bad); what two sentences begin with is read once.
 
-        Raises:
-            RequestError: a pair whose sentences are equal, or have the same tokens.
+        Two equal sentences are a tie, which is not right (BLiMP has such a pair).
         """
-        for index, (good, bad) in enumerate(pairs):
-            if good == bad:
-                raise RequestError(f"pair {index}: both sentences are {good!r:.80}")
         flat = [sentence for pair in pairs for sentence in pair]
         scored = self.tokens(flat, progress=progress)
         return [

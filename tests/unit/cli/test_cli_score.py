@@ -238,7 +238,6 @@ def test_bad_options(run: Run, base: Path, arguments: list[str], message: str) -
     [
         ("a.jsonl", b'{"good": "a"}\n', "--pairs", "a.jsonl:1: there is no field 'bad'"),
         ("a.jsonl", b'{"good": "a", "bad": 3}\n', "--pairs", "'bad' is no text but int"),
-        ("a.jsonl", b'{"good": "a", "bad": "a"}\n', "--pairs", "both sentences are 'a'"),
         ("a.jsonl", b'{"good": "a", "bad": ""}\n', "--pairs", "'bad' is empty"),
         ("a.jsonl", b"[1]\n", "--pairs", "it is no JSON object but list"),
         ("a.jsonl", b"{oops\n", "--pairs", "no JSON"),
@@ -247,7 +246,8 @@ def test_bad_options(run: Run, base: Path, arguments: list[str], message: str) -
         ("a.txt", b"caf\xe9", "--lines", "a.txt is not UTF-8"),
         ("a.txt", b"", "--lines", "a.txt is empty"),
         ("a.jsonl", b'{"context": "a", "endings": "b"}\n', "--endings", "is no list of texts"),
-        ("a.jsonl", b'{"context": "a", "endings": ["b"]}\n', "--endings", "at least two"),
+        ("a.jsonl", b'{"context": "a", "endings": ["b"]}\n', "--endings",
+         "a.jsonl:1: endings are ['b']; a ranking needs a list of at least two"),
         ("a.jsonl", b'{"context": "a", "endings": [" b", " b c"]}\n', "--endings",
          "is the beginning of ending 1"),
         ("a.jsonl", b'{"context": "a", "endings": [" b", " "]}\n', "--endings", "must be a text"),

@@ -158,9 +158,8 @@ class Engine(RunsJobs):
             )
         reading = Reading(self._arrivals, tree, measure, self._adapters.find(adapter))
         self._arrivals += 1
-        blocks, rows = self._max_blocks, self._scheduler.max_logit_rows
         if not reading.finished:
-            self._queue_search(TreeReader(reading, self._runner, self._scheduler, blocks, rows))
+            self._queue_search(TreeReader(reading, self._runner, self._scheduler, self._max_blocks))
         return reading
 
     def step(self) -> None:

@@ -28,7 +28,7 @@ __all__ = ["NativeRunner", "pack"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
-_KEPT_ROWS = 64  # logit rows whose memory is kept from step to step
+_KEPT_ROWS = 128  # logit rows whose memory is kept from step to step
 
 
 class NativeRunner:

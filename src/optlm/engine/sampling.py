@@ -21,7 +21,7 @@ from optlm.engine.params import ALL_LOGPROBS, SamplingParams
 from optlm.engine.utf8 import Utf8State
 
 __all__ = [
-    "Chooser", "chosen_logprobs", "draw", "keep_min_p", "keep_top_k", "keep_top_p",
+    "Chooser", "chosen_logprobs", "draw", "exponentiate", "keep_min_p", "keep_top_k", "keep_top_p",
     "log_normalizer", "log_normalizer_of", "log_softmax", "token_logprobs", "uniform",
 ]  # fmt: skip
 
@@ -29,6 +29,7 @@ Float32 = NDArray[np.float32]
 Ids = NDArray[np.intp]
 
 _NUCLEUS = 2048  # the likeliest tokens, tried first before top-p sorts the whole vocabulary
+_SAFE = 50  # exp of a number this small, and the sum over a vocabulary, are normal floats
 _BLOCK = 256  # weights summed at a time when a token is drawn
 
 
@@ -41,7 +42,7 @@ def log_softmax(row: Float32) -> Float32:
 
 
 def log_normalizer(row: Float32) -> float:
-    """The logarithm of the sum of exp over a row (V,), in double precision.
+    """The logarithm of the sum of exp over a row (V,), summed pairwise.
 
     A reported log-probability is the logit minus this, wherever it is reported, so that the same
     token has the same number whoever asks.
@@ -51,10 +52,18 @@ def log_normalizer(row: Float32) -> float:
 
 def log_normalizer_of(row: Float32) -> float:
     """The same; `row` is overwritten."""
-    top = row.max()
-    np.subtract(row, top, out=row)
+    shift = exponentiate(row)
+    return shift + float(np.log(float(row.sum())))
+
+
+def exponentiate(row: Float32) -> float:
+    """Turn logits (V,) into exp(logits - shift), in place; return the shift."""
+    top = float(row.max())
+    shift = 0.0 if abs(top) < _SAFE else top  # without one it is one pass less
+    if shift:
+        np.subtract(row, shift, out=row)
     np.exp(row, out=row)
-    return float(top) + float(np.log(row.sum(dtype=np.float64)))
+    return shift
 
 
 def chosen_logprobs(rows: Float32, targets: Sequence[int]) -> list[float]:

@@ -20,6 +20,8 @@ from optlm.engine.scheduler import Scheduler
 
 __all__ = ["TreeReader"]
 
+_LOGIT_ROWS = 128  # a step, at most: the native runner keeps memory for so many
+
 
 class _Stem:
     """Tokens in the cache from the first on: their number, blocks, and the names of full blocks."""
@@ -75,7 +77,6 @@ class TreeReader:
 
     Args:
         max_blocks: blocks of a full context.
-        max_rows: most rows of logits a step.
 
     Raises:
         RequestError: the deepest path does not fit the cache.
@@ -87,14 +88,12 @@ class TreeReader:
         runner: Runner,
         scheduler: Scheduler,
         max_blocks: int,
-        max_rows: int,
     ) -> None:
         self.generation = reading
         self.branches = _Held(scheduler)
         self._runner = runner
         self._scheduler = scheduler
         self._max_blocks = max_blocks
-        self._max_rows = max_rows
         tree = reading.tree
         self._children = tree.children()
         read = tree.to_read(self._children)
@@ -143,7 +142,7 @@ class TreeReader:
     def _choose(self) -> list[tuple[_Run, int]]:
         """Take runs from the stack, and how many tokens of each, as far as one call allows."""
         batch: list[tuple[_Run, int]] = []
-        tokens_left, rows_left = self._runner.max_batch_tokens, self._max_rows
+        tokens_left, rows_left = self._runner.max_batch_tokens, _LOGIT_ROWS
         while self._stack and tokens_left and rows_left:
             run = self._stack[-1]
             if batch and not self._has_room(run):

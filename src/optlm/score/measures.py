@@ -10,6 +10,7 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
+from optlm.engine.sampling import exponentiate
 from optlm.engine.tree import TokenTree
 from optlm.score.convention import Convention
 from optlm.tokenizer import Tokenizer
@@ -52,16 +53,14 @@ class TextMeasure:
         """Row by row to stay in cache; the logits (R, V) are overwritten."""
         measured = np.empty((len(logits), 2 if self._starts is None else 3))
         for row, node, values in zip(logits, nodes, measured, strict=True):
-            best = row.argmax()
-            top = row[best]
-            np.subtract(row, top, out=row)
             if self._by_byte is not None:
                 self._by_byte.take(row, node)
-            np.exp(row, out=row)
-            total = row.sum(dtype=np.float64)
-            values[:2] = float(top) + np.log(total), best
+            best = row.argmax()
+            shift = exponentiate(row)
+            total = float(row.sum())
+            values[:2] = shift + np.log(total), best
             if self._starts is not None:
-                begin = row[self._starts].sum(dtype=np.float64)
+                begin = float(row[self._starts].sum())
                 values[WORD_START] = np.log(begin / total) if begin > 0 else -np.inf
         return measured
 
@@ -102,11 +101,12 @@ class ByteMeasure:
         self._children = tree.children()
 
     def take(self, logits: Float32, node: int) -> None:
-        """Measure the bytes of the tokens after `node` from logits (V,), the largest 0."""
+        """Measure the bytes of the tokens after `node` from logits (V,)."""
         children = self._children[node]
         if not children:
             return
-        weights = np.exp(logits, dtype=np.float64)  # single precision would lose the unlikely ones
+        # In double precision: single would lose the unlikely ones.
+        weights = np.exp(logits.astype(np.float64) - logits.max())
         sums = np.concatenate([[0.0], np.cumsum(weights[self._ids])])
         for child in children:
             token = self._tokens[child]

@@ -151,10 +151,9 @@ class Engine(RunsJobs):
     def submit_reading(self, tree: TokenTree, measure: Measure, adapter: str | None) -> Reading:
         """Queue a tree, whose longest sequence fits the context; it runs as `read` runs it."""
         context = self._config(adapter).max_position_embeddings
-        longest = max((len(path) for path in tree.paths), default=0)
-        if longest > context:
+        if (longest := tree.most_read) > context:
             raise ContextLengthError(
-                f"a sequence has {longest} tokens; the context holds {context}. Shorten it"
+                f"a sequence has {longest} tokens to read; the context holds {context}. Shorten it"
             )
         reading = Reading(self._arrivals, tree, measure, self._adapters.find(adapter))
         self._arrivals += 1

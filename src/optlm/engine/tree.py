@@ -55,6 +55,13 @@ class TokenTree:
         self.scored_from.append(score_from)
         return len(self.paths) - 1
 
+    @property
+    def most_read(self) -> int:
+        """Most tokens that one sequence has to be read; the last one is only where it is wanted."""
+        return max(
+            (len(path) - (not self.wanted[path[-1]]) for path in self.paths if path), default=0
+        )
+
     def children(self) -> list[list[int]]:
         """The nodes that follow each node."""
         following: list[list[int]] = [[] for _ in self.tokens]

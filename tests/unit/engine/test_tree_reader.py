@@ -11,7 +11,7 @@ from engine_fakes import FakeRunner, hashed_logits, tiny_config
 from optlm import LLM, SamplingParams
 from optlm.engine.reading import normalizers
 from optlm.engine.tree import TokenTree
-from optlm.errors import EngineError, RequestError
+from optlm.errors import ContextLengthError, EngineError, RequestError
 
 RULE = hashed_logits(97)
 
@@ -130,3 +130,10 @@ def test_aborting_frees_the_blocks() -> None:
     llm.check_integrity()
     assert job.finished
     assert not llm.has_work
+
+
+def test_the_last_token_needs_no_place_in_the_context() -> None:
+    llm = engine()
+    assert len(llm.read(tree_of([7] * 65)).scores(0)[0]) == 64
+    with pytest.raises(ContextLengthError, match="a sequence has 65 tokens to read"):
+        llm.read(tree_of([7] * 65, after_last=True))

@@ -111,7 +111,7 @@ class Engine(RunsJobs):
         priority: int = 0,
     ) -> list[Generation]:
         """Queue one text, window by window; `join_scores` makes the result."""
-        context = self._config(adapter).max_position_embeddings
+        context = self.context_of(adapter)
         only_read = _only_read(adapter)
         room = context if on_overflow == "error" else None
         token_ids = as_token_ids(text, self.tokenizer, self.config, room=room)
@@ -138,7 +138,7 @@ class Engine(RunsJobs):
     ) -> Generation:
         """Queue one text; the finished job's `pool` has its vector."""
         pool = Pool(pooling)
-        context = self._config(adapter).max_position_embeddings
+        context = self.context_of(adapter)
         tokens = as_token_ids(text, self.tokenizer, self.config, room=context)
         if len(tokens) > context:
             raise ContextLengthError(
@@ -148,9 +148,13 @@ class Engine(RunsJobs):
         prompt = Prompt(text if isinstance(text, str) else None, tokens, 0)
         return self._queue(prompt, _only_read(adapter), pool=pool, priority=priority)
 
+    def context_of(self, adapter: str | None) -> int:
+        """Tokens that a text may have beside an adapter; its virtual tokens may take some."""
+        return self.config.max_position_embeddings - self._adapters.find(adapter).text_start
+
     def submit_reading(self, tree: TokenTree, measure: Measure, adapter: str | None) -> Reading:
         """Queue a tree, whose longest sequence fits the context; it runs as `read` runs it."""
-        context = self._config(adapter).max_position_embeddings
+        context = self.context_of(adapter)
         if (longest := tree.most_read) > context:
             raise ContextLengthError(
                 f"a sequence has {longest} tokens to read; the context holds {context}. Shorten it"
@@ -205,10 +209,9 @@ class Engine(RunsJobs):
 
     def _config(self, adapter: str | None) -> OPTConfig:
         """The model's, with the context that an adapter leaves to texts."""
-        taken = self._adapters.find(adapter).text_start
-        if not taken:
+        context = self.context_of(adapter)
+        if context == self.config.max_position_embeddings:
             return self.config
-        context = self.config.max_position_embeddings - taken
         return replace(self.config, max_position_embeddings=context)
 
     def _step_search(self) -> None:

@@ -56,19 +56,20 @@ class Scorer:
         corrects_words: bool | None = None,
         adapter: str | None = None,
     ) -> None:
-        chosen = as_convention(
-            convention, window=window, stride=stride, corrects_words=corrects_words
-        )
-        self.llm = llm
-        self.convention = chosen.resolved(llm.config.max_position_embeddings)
-        self.num_forward_tokens = 0
-        self._adapter = adapter
-        self._starts: np.ndarray[tuple[int], np.dtype[np.intp]] | None = None
-        self._bytes: ByteMeasure | None = None
         if adapter is not None and adapter not in llm.adapters:
             raise RequestError(
                 f"no adapter {adapter!r} is loaded; there are {', '.join(llm.adapters) or 'none'}"
             )
+        chosen = as_convention(
+            convention, window=window, stride=stride, corrects_words=corrects_words
+        )
+        self.llm = llm
+        self._context = llm.context_of(adapter)
+        self.convention = chosen.resolved(self._context)
+        self.num_forward_tokens = 0
+        self._adapter = adapter
+        self._starts: np.ndarray[tuple[int], np.dtype[np.intp]] | None = None
+        self._bytes: ByteMeasure | None = None
 
     # ---- whole texts ---------------------------------------------------------------------------
 
@@ -242,13 +243,13 @@ class Scorer:
             continuation,
             self.tokenizer,
             self.convention,
-            limit=self.llm.config.max_position_embeddings,
+            limit=self._context,
         )
 
     def _read_windows(self, windows: list[Window], words: bool, by_byte: bool) -> Reading:
         tree = TokenTree()
         for window in windows:
-            fits = len(window.token_ids) <= self.llm.config.max_position_embeddings
+            fits = len(window.token_ids) <= self._context
             tree.add(window.token_ids, window.first - 1, after_last=words and fits)
         if not (words or by_byte):
             return self._read(tree, normalizers)

@@ -18,6 +18,7 @@ from optlm.checkpoint.fingerprint import fingerprint
 from optlm.config import OPTConfig
 from optlm.engine.native_runner import NativeRunner
 from optlm.errors import BackendError, ContextLengthError, RequestError
+from optlm.score import Scorer
 from variants import VARIANTS, make_state, write_checkpoint
 
 pytest.importorskip("torch")
@@ -192,3 +193,13 @@ def test_what_the_core_refuses(
         core.set_prefix(adapter, np.zeros(shape, np.float32), text_start, runs)
     with pytest.raises(ValueError, match="no such adapter"):
         core.set_prefix(adapter + 1, np.zeros((3, 192), np.float32), 0, False)
+
+
+def test_scoring_trees_of_texts(root: Path) -> None:
+    llm = load(root, "native", max_batch_tokens=9)
+    for name in NAMES:
+        scorer = Scorer(llm, adapter=name)
+        assert scorer.convention.window == (48 if name == "peft" else 64)
+        got = [scored.logprobs for scored in scorer.tokens(PROMPTS[:2])]
+        assert got == [scored.logprobs for scored in llm.score(PROMPTS[:2], adapter=name)]
+        assert scorer.tokens([[2, *range(30, 130)]])[0].num_scored == 100

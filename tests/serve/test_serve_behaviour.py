@@ -211,6 +211,26 @@ def test_short_ones_do_not_wait_for_a_long_one(server: Running) -> None:
         assert short < time.monotonic() - began
 
 
+def test_large_requests_hold_up_nobody(server: Running) -> None:
+    text = "word " * 1000
+    bodies = (
+        {"prompt": [text] * 1000, "max_tokens": 1},  # 5 MB to tokenize, then refused
+        {"prompt": [5] * 900, "max_tokens": 0, "echo": True, "logprobs": 100, "n": 4},
+    )
+    with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=server.url, timeout=60) as client:
+        for body in bodies:
+            slow = [
+                pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=60)
+                for _ in range(2)
+            ]
+            longest = 0.0
+            while not all(one.done() for one in slow):
+                begun = time.monotonic()
+                assert client.get("/health").status_code == 200
+                longest = max(longest, time.monotonic() - begun)
+            assert longest < 1
+
+
 def test_no_more_than_the_limits_let_in(llm: LLM) -> None:
     limits = Limits(request_tokens=2000, waiting_tokens=2500, requests=3)
     with running(llm, limits=limits) as server, httpx.Client(base_url=server.url) as client:

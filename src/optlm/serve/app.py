@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -16,7 +17,8 @@ from optlm.serve.chat import Template, plan_chat
 from optlm.serve.embeddings import plan_embedding
 from optlm.serve.errors import ApiError, api_error
 from optlm.serve.fields import Fields, read_fields
-from optlm.serve.http import ClientGone, EventStream, JsonAnswer, read_json, unless_gone
+from optlm.serve.http import ClientGone, EventStream, JsonAnswer, read_body, unless_gone
+from optlm.serve.jsonbody import parse_json
 from optlm.serve.keys import ANYONE, Client, Keys
 from optlm.serve.plan import CompletionPlan, plan_completion
 from optlm.serve.requests import (
@@ -29,10 +31,15 @@ from optlm.serve.requests import (
 )
 from optlm.serve.schema import describe
 from optlm.serve.scoring import plan_score
+from optlm.serve.served import Served
 from optlm.serve.service import Service
 from optlm.serve.tokens import detokenize, tokenize, tokenizer_info
 
 __all__ = ["make_app"]
+
+Plan = TypeVar("Plan")
+
+_LARGE_BODY = 2**15  # bytes; reading them takes a millisecond or more
 
 
 class _Routes:
@@ -80,32 +87,29 @@ class _Routes:
     # ---- work ----------------------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
-        client, fields = await self._read(request, CompletionRequest)
-        plan = plan_completion(fields, self._service.served)
+        client, plan = await self._prepare(request, CompletionRequest, plan_completion)
         return await self._run(request, plan, client, chat=False)
 
     async def chat(self, request: Request) -> Response:
-        client, fields = await self._read(request, ChatRequest)
-        plan = plan_chat(fields, self._service.served, self._template)
+        def plan_it(fields: ChatRequest, served: Served) -> CompletionPlan:
+            return plan_chat(fields, served, self._template)
+
+        client, plan = await self._prepare(request, ChatRequest, plan_it)
         return await self._run(request, plan, client, chat=True)
 
     async def score(self, request: Request) -> Response:
-        client, fields = await self._read(request, ScoreRequest)
-        plan = plan_score(fields, self._service.served)
+        client, plan = await self._prepare(request, ScoreRequest, plan_score)
         return JsonAnswer(await unless_gone(request, self._service.score(plan, client)))
 
     async def embeddings(self, request: Request) -> Response:
-        client, fields = await self._read(request, EmbeddingRequest)
-        plan = plan_embedding(fields, self._service.served)
+        client, plan = await self._prepare(request, EmbeddingRequest, plan_embedding)
         return JsonAnswer(await unless_gone(request, self._service.embed(plan, client)))
 
     async def tokenize(self, request: Request) -> Response:
-        _, fields = await self._read(request, TokenizeRequest)
-        return JsonAnswer(tokenize(fields, self._service.served))
+        return JsonAnswer((await self._prepare(request, TokenizeRequest, tokenize))[1])
 
     async def detokenize(self, request: Request) -> Response:
-        _, fields = await self._read(request, DetokenizeRequest)
-        return JsonAnswer(detokenize(fields, self._service.served))
+        return JsonAnswer((await self._prepare(request, DetokenizeRequest, detokenize))[1])
 
     async def tokenizer_info(self, request: Request) -> Response:
         self._client(request)
@@ -126,10 +130,19 @@ class _Routes:
         given = [value for name, value in request.scope["headers"] if name == b"authorization"]
         return self._keys.client_of(given)
 
-    async def _read(self, request: Request, fields: type[Fields]) -> tuple[Client, Fields]:
+    async def _prepare(
+        self, request: Request, model: type[Fields], plan: Callable[[Fields, Served], Plan]
+    ) -> tuple[Client, Plan]:
+        """Read, validate and tokenize; what is large, on another thread, so that others go on."""
         client, limits = self._client(request), self._service.admission.limits
-        body = await read_json(request, max_bytes=limits.body_bytes, seconds=limits.body_seconds)
-        return client, read_fields(fields, body)
+        raw = await read_body(request, max_bytes=limits.body_bytes, seconds=limits.body_seconds)
+
+        def prepared() -> Plan:
+            return plan(read_fields(model, parse_json(raw)), self._service.served)
+
+        if len(raw) > _LARGE_BODY:
+            return client, await asyncio.to_thread(prepared)
+        return client, prepared()
 
     async def _run(
         self, request: Request, plan: CompletionPlan, client: Client, *, chat: bool

@@ -13,9 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from optlm.serve.connections import ABORT
 from optlm.serve.errors import ApiError, api_error
-from optlm.serve.jsonbody import parse_json
 
-__all__ = ["ClientGone", "EventStream", "JsonAnswer", "read_json", "unless_gone"]
+__all__ = ["ClientGone", "EventStream", "JsonAnswer", "read_body", "unless_gone"]
 
 T = TypeVar("T")
 
@@ -25,20 +24,23 @@ class ClientGone(Exception):
 
 
 class JsonAnswer(Response):
+    """Some JSON, or bytes that are JSON already."""
+
     media_type = "application/json"
 
     def __init__(
         self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(json.dumps(content).encode(), status, headers)
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        super().__init__(raw, status, headers)
 
 
-async def read_json(request: Request, *, max_bytes: int, seconds: float) -> Any:
-    """Read and parse a body.
+async def read_body(request: Request, *, max_bytes: int, seconds: float) -> bytes:
+    """Read a body of JSON.
 
     Raises:
         ApiError: 415 for another content type or a compressed body, 413 for more than `max_bytes`,
-            408 when it takes longer than `seconds`, 400 for what is no JSON.
+            408 when it takes longer than `seconds`.
         ClientGone: the client left while it sent.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -48,7 +50,7 @@ async def read_json(request: Request, *, max_bytes: int, seconds: float) -> Any:
     if coding != "identity":
         raise ApiError(415, f"the content encoding is {coding!r:.80}; send the body as it is")
     try:
-        return parse_json(await asyncio.wait_for(_read(request, max_bytes), seconds))
+        return await asyncio.wait_for(_read(request, max_bytes), seconds)
     except asyncio.TimeoutError:
         raise ApiError(
             408, f"the body was not complete after {seconds:g} seconds", headers=_CLOSE

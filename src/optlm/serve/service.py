@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -27,6 +28,7 @@ __all__ = ["Service", "all_of"]
 
 T = TypeVar("T")
 
+_LARGE_ANSWER = 2**18  # bytes
 _AHEAD = 64  # events that the prompts of one stream may be ahead of their reader
 
 
@@ -52,11 +54,10 @@ class Service:
         self.metrics = Metrics(engine, self.admission, served.name)
         self.draining = False
 
-    async def complete(
-        self, plan: CompletionPlan, client: Client, *, chat: bool = False
-    ) -> dict[str, Any]:
-        """Answer a completion or chat whole. Cancelling aborts what runs."""
-        with self.admission.admit(plan.cost(self.served.context), client):
+    async def complete(self, plan: CompletionPlan, client: Client, *, chat: bool = False) -> bytes:
+        """Answer a completion or chat whole, as JSON. Cancelling aborts what runs."""
+        cost = plan.cost(self.served.context)
+        with self.admission.admit(cost, client):
             watch = Watch(self.metrics)
             calls = [
                 self.engine.generate(ids, params, priority=plan.priority)
@@ -64,7 +65,10 @@ class Service:
             ]
             outputs = await all_of(calls)
             watch.done(outputs)
-            return self._words(plan, chat).response(outputs)
+            words = self._words(plan, chat)
+            if cost.answer_bytes > _LARGE_ANSWER:  # wording it must not hold up the others
+                return await asyncio.to_thread(_worded, words, outputs)
+            return _worded(words, outputs)
 
     async def stream(
         self, plan: CompletionPlan, client: Client, *, chat: bool = False
@@ -126,8 +130,9 @@ class Service:
             )
             read = await self.engine.generate(ids, alone, priority=plan.priority)
             params = replace(params, prompt_logprobs=None)
-        if event := writer.first(read):
-            yield event
+        before = writer.first(read) if read is None else await asyncio.to_thread(writer.first, read)
+        if before:
+            yield before
         async with aclosing(self.engine.stream(ids, params, priority=plan.priority)) as pieces:
             async for piece in pieces:
                 watch.first_token()
@@ -137,6 +142,10 @@ class Service:
                     if read is not None:
                         cached = read.num_cached_tokens
                         outputs[index] = replace(piece.result, num_cached_tokens=cached)
+
+
+def _worded(words: Completions | ChatWords, outputs: Sequence[RequestOutput]) -> bytes:
+    return json.dumps(words.response(outputs)).encode()
 
 
 def _params(plan: CompletionPlan) -> list[SamplingParams]:

@@ -8,8 +8,8 @@ import httpx
 import openai
 import pytest
 
+from live_server import Running, running
 from optlm.engine.llm import LLM
-from serving import Running, running
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ import httpx
 import numpy as np
 import pytest
 
+from live_server import Running, running
 from optlm.engine.llm import LLM
 from optlm.serve.limits import Limits
-from serving import Running, running
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "n": 2}
 

@@ -8,11 +8,11 @@ import httpx
 import openai
 import pytest
 
+from live_server import running
 from optlm.engine.llm import LLM
 from optlm.engine.params import SamplingParams
 from optlm.errors import RequestError
 from optlm.serve.chat import read_template
-from serving import running
 
 CHAT = [
     {"role": "system", "content": "A friendly talk."},

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from live_server import Running
 from optlm import bundled_model
 from optlm.engine.llm import LLM
-from serving import Running
 
 QUESTIONS = [
     ("The cat sat on the", [" mat.", " moon.", " idea of the sea."], 0),

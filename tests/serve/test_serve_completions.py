@@ -7,9 +7,9 @@ import asyncio
 import openai
 import pytest
 
+from live_server import Running
 from optlm.engine.llm import LLM
 from optlm.engine.params import SamplingParams
-from serving import Running
 
 PROMPT = "Once upon a time"
 GREEDY = {"model": "mini", "temperature": 0}

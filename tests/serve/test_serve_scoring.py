@@ -11,11 +11,11 @@ import numpy as np
 import openai
 import pytest
 
+from live_server import running
 from optlm.engine.llm import LLM
 from optlm.score import Scorer
 from optlm.serve.logprobs import TokenReports, token_name
 from optlm.tokenizer import Tokenizer
-from serving import running
 from variants import VARIANTS, make_state, write_checkpoint
 
 TEXT = "Once upon a time there was a little girl named Lily. She loved to play."

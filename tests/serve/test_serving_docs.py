@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from live_server import running
 from optlm.engine.llm import LLM
-from serving import running
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 

@@ -1,8 +1,9 @@
 """Fine-tune a model on your own text: all of it, or a small adapter.
 
 FILE holds a JSON object a line, {"text": ...} or {"prompt": ..., "response": ...},
-or is a .txt file. The same command resumes a run that was stopped. DIR then goes
-wherever a model goes: --adapter DIR, with --method full --model DIR.
+or the same as Parquet, or is a .txt file; all may be .gz or .zst. The same command
+resumes a run that was stopped. DIR then goes wherever a model goes: --adapter DIR,
+with --method full --model DIR.
 
 Needs PyTorch and peft: pip install 'optlm[train]'.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import resource
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+import zstandard
 
 from optlm.checkpoint import open_checkpoint
 from optlm.config import OPTConfig
@@ -135,6 +139,42 @@ def test_broken_lines_are_counted_and_named(base: Path, tmp_path: Path) -> None:
             read_examples(path, Tokenizer.from_folder(base), length=32)
     with pytest.raises(ExamplesError, match="cannot read"):
         read_examples(tmp_path / "none.jsonl", Tokenizer.from_folder(base), length=32)
+
+
+@pytest.mark.parametrize("ending", [".jsonl.zst", ".jsonl.gz", ".parquet", ".txt.zst"])
+def test_every_format_of_optlm_data_gives_the_same_examples(
+    base: Path, tmp_path: Path, ending: str
+) -> None:
+    tokenizer = Tokenizer.from_folder(base)
+    texts = ["the cat sat"] if ending == ".txt.zst" else ["the cat sat", "the mat"]
+    path = tmp_path / f"d{ending}"
+    lines = "\n".join(json.dumps({"text": text}) for text in texts).encode()
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    elif ending == ".jsonl.gz":
+        path.write_bytes(gzip.compress(lines))
+    else:
+        raw = texts[0].encode() if ending == ".txt.zst" else lines
+        path.write_bytes(zstandard.ZstdCompressor().compress(raw))
+    found, report = read_examples(path, tokenizer, length=32)
+    assert found == [Example([*tokenizer.encode(text), 2]) for text in texts]
+    assert report.broken == 0
+
+
+def test_files_that_cannot_be_examples_are_refused(base: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(base)
+    damaged = tmp_path / "d.jsonl.zst"
+    damaged.write_bytes(b'{"text": "not compressed"}')
+    with pytest.raises(ExamplesError, match="cannot read"):
+        read_examples(damaged, tokenizer, length=32)
+    strange = tmp_path / "d.tar"
+    strange.write_bytes(b"{}")
+    with pytest.raises(ConfigError, match=r"d\.tar"):
+        read_examples(strange, tokenizer, length=32)
+    latin = tmp_path / "d.txt"
+    latin.write_bytes("one good line\ncaf\xe9".encode("latin-1"))
+    with pytest.raises(ExamplesError, match="not UTF-8"):
+        read_examples(latin, tokenizer, length=32)
 
 
 def test_masked_labels_are_an_error() -> None:

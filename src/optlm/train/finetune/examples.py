@@ -4,24 +4,27 @@
     {"prompt": "...", "response": "..."}    the response counts, and the closing </s>
     a .txt file                             one text
 
+Files are those of `optlm data`: JSON Lines, text and Parquet, plain, ``.gz`` or ``.zst``.
+
 OPT's start and end token are one, ``</s>``: at the start it is given, at the end it is learned, or
 the model would never stop.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from optlm.data.inputs import find_inputs
+from optlm.data.records import read_rows
+from optlm.data.report import CorpusError, ReadReport
 from optlm.errors import ConfigError, RequestError
 from optlm.tokenizer import Tokenizer
 
 __all__ = ["ON_LONG", "DataReport", "Example", "ExamplesError", "read_examples", "whole_example"]
 
 ON_LONG = ("error", "truncate_prompt")
-_SHOWN = 5
 _LARGEST_TEXT = 2**23  # characters the tokenizer takes at once
 
 
@@ -50,20 +53,13 @@ class Example:
 
 
 @dataclass
-class DataReport:
+class DataReport(ReadReport):
     """What became of the lines of a file."""
 
     texts: int = 0
     pairs: int = 0
     pieces: int = 0  # examples that texts were split into
     truncated: int = 0  # prompts that lost their beginning
-    broken: int = 0
-    reasons: list[str] = field(default_factory=list)  # of the first broken lines
-
-    def add_broken(self, place: str, reason: str) -> None:
-        self.broken += 1
-        if len(self.reasons) < _SHOWN:
-            self.reasons.append(f"{place}: {reason}")
 
     def summary(self) -> str:
         told = f"{self.texts} texts, {self.pairs} pairs"
@@ -72,14 +68,14 @@ class DataReport:
         if self.truncated:
             told += f"; {self.truncated} prompts lost their beginning"
         if self.broken:
-            told += f"; left out {self.broken} broken lines ({'; '.join(self.reasons)})"
+            told += f"; left out {self.broken} broken lines ({'; '.join(self.examples)})"
         return told
 
 
 def read_examples(
     path: Path, tokenizer: Tokenizer, *, length: int, on_long: str = "error"
 ) -> tuple[list[Example], DataReport]:
-    """Read a ``.jsonl`` or ``.txt`` file.
+    """Read a file of JSON Lines, text or Parquet.
 
     Texts of more than `length` tokens are split into pieces that share one token, so every token is
     predicted once. A response is never cut.
@@ -90,8 +86,8 @@ def read_examples(
             beginning, behind the start token.
 
     Raises:
-        ConfigError: an unknown policy.
-        ExamplesError: the file is missing, not UTF-8 or without a usable line, or a pair is too
+        ConfigError: an unknown policy, or a file whose ending tells no format.
+        ExamplesError: the file is missing, damaged or without a usable line, or a pair is too
             long.
     """
     if on_long not in ON_LONG:
@@ -111,7 +107,7 @@ def read_examples(
     if not examples:
         raise ExamplesError(
             f"{path} holds no usable example ({report.broken} broken lines"
-            f"{': ' if report.reasons else ''}{'; '.join(report.reasons)}); a line is "
+            f"{': ' if report.examples else ''}{'; '.join(report.examples)}); a line is "
             '{"text": ...} or {"prompt": ..., "response": ...}'
         )
     return examples, report
@@ -122,31 +118,18 @@ def read_examples(
 
 def _records(path: Path, report: DataReport) -> Iterator[tuple[str, dict[str, str]]]:
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ExamplesError(f"cannot read {path}: {error.strerror or error}") from error
-    if path.suffix == ".txt":
-        yield from _whole_text(path, raw, report)
-        return
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        place = f"{path.name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            yield place, _checked(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            report.add_broken(place, str(error)[:200])
-
-
-def _whole_text(path: Path, raw: bytes, report: DataReport) -> Iterator[tuple[str, dict[str, str]]]:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExamplesError(f"{path} is not UTF-8 (byte {error.start}); convert it") from None
-    if text.strip():
-        yield path.name, {"text": text.replace("\r\n", "\n").removesuffix("\n")}
-    else:
-        report.add_broken(path.name, "the text is empty")
+        (file,) = find_inputs([str(path)])
+        if file.format == "text":
+            report.max_broken = 0  # it is one text: without a line it would have a hole
+        for place, row in read_rows([file], report):
+            try:
+                record = _checked(row)
+            except ValueError as error:
+                report.add_broken(place, str(error)[:200])
+            else:
+                yield place, record
+    except CorpusError as error:
+        raise ExamplesError(str(error)) from error
 
 
 def _checked(record: object) -> dict[str, str]:

@@ -93,6 +93,8 @@ def test_what_cannot_be(
         ((source, out, "--force"), 2, "--force goes with --adapter"),
         ((source, out, "--sync-seconds", "nan"), 2, "sync-seconds"),
         ((source, source), 2, "same file"),
+        ((source, tmp_path / "out.parquet"), 2, "plain JSON Lines"),
+        ((source, tmp_path / "out.jsonl.zst"), 2, "plain JSON Lines"),
     ):
         assert batch(*words, model=base) == code, words
         assert told in capfd.readouterr().err

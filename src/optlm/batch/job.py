@@ -18,7 +18,7 @@ from optlm.batch.starters import find_format, starter_for
 from optlm.batch.work import Row, complete
 from optlm.data.inputs import InputFile
 from optlm.engine.llm import LLM
-from optlm.errors import OptlmError
+from optlm.errors import OptlmError, RequestError
 
 if TYPE_CHECKING:
     from optlm.batch.cluster import RayOptions
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchJob", "BatchReport", "BatchStopped", "Engine", "Progress"]
 
 _AHEAD = 2**14  # rows that may be finished or begun beyond the first that is not
+_NOT_LINES = (".parquet", ".gz", ".zst")  # endings that promise what is not written
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Rows = Iterator[bytes | RowFault]
@@ -106,11 +107,17 @@ class BatchJob:
         """Do all rows that are not done.
 
         Raises:
+            RequestError: the output's name promises another format than JSON Lines.
             RequestError, LedgerError: as `Ledger.open`.
             CorpusError: the input is damaged or changed meanwhile; what was done is kept.
             BatchStopped: no room for the output; what was done is kept.
         """
         start = time.monotonic()
+        if self.out is not None and self.out.suffix in _NOT_LINES:
+            raise RequestError(
+                f"the output is plain JSON Lines, which {self.out.name!r} does not say; name it "
+                "something.jsonl and convert it afterwards"
+            )
         self.settings = self.settings.resolved(lambda: find_format(read_input(self.source)))
         summary = summarize(self._read())
         if self.out is None:

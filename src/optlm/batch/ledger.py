@@ -163,13 +163,8 @@ class Ledger:
             self._torn = True
             raise
 
-    def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
-        """Give the output its name; all rows must be recorded.
-
-        Args:
-            convert: makes the final file (second) from the lines (first); None takes them as they
-                are.
-        """
+    def finish(self) -> None:
+        """Give the output its name; all rows must be recorded."""
         assert not self._waiting, "rows are missing before those that wait"
         if self._part is None or self._out is None:
             return
@@ -177,7 +172,7 @@ class Ledger:
         os.fsync(self._part)
         self._journal.append(b"E", self._state())
         self._journal.sync()
-        self._deliver(convert)
+        self._deliver()
 
     def close(self) -> None:
         """Commit, unless a write failed before; release the lock."""
@@ -333,14 +328,9 @@ class Ledger:
 
     # ---- the end -------------------------------------------------------------------------------
 
-    def _deliver(self, convert: Callable[[Path, Path], None] | None) -> None:
+    def _deliver(self) -> None:
         assert self._out is not None
-        part = _part_path(self._out)
-        if convert is None:
-            os.replace(part, self._out)
-        else:
-            convert(part, self._out)
-            part.unlink()
+        os.replace(_part_path(self._out), self._out)
         sync_folder(self._out.absolute().parent)
         self._journal.rewrite([(b"H", self._header), (b"E", self._state())])
         self.finished = True

@@ -21,6 +21,7 @@ from optlm.train.distil.on_policy import write_rows
 from optlm.train.distil.recipe import DistilConfig
 from optlm.train.distil.report import closeness, write_report
 from optlm.train.distil.teacher import open_teacher, teacher_digest
+from optlm.train.run.export import export_run
 from optlm.train.run.folder import RunFolder, TrainingError
 from optlm.train.tokens.corpus import CorpusError
 from variants import VARIANTS, make_state, write_checkpoint
@@ -63,6 +64,8 @@ def test_every_variant_learns_from_its_teacher(
     assert student.config.num_hidden_layers == 1
     assert student.config.vocab_size == VARIANTS[variant].vocab_size
     LLM(folder, threads=1).generate("the cat")
+    export_run(tmp_path / "run", tmp_path / "exported", dtype="f32")  # without the projections
+    assert bits(tmp_path / "exported") == bits(folder)
 
 
 @pytest.mark.parametrize("technique", ["plain", "hidden", "on_policy", "frozen"])

@@ -47,7 +47,8 @@ def export_run(
     config = OPTConfig.from_dict(settings["model"])
     step, state = _choose(RunFolder(run), step)
     chosen = (state["average"] if averaged else None) or state["model"]
-    weights = {name: weight.numpy() for name, weight in chosen.items()}
+    names = config.parameter_shapes()  # a distillation may have trained projections beside them
+    weights = {name: weight.numpy() for name, weight in chosen.items() if name in names}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "tokenizer.json") as file:
         file.write(tokenizer)

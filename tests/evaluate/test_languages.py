@@ -46,9 +46,10 @@ class Speaks:
     """An engine whose continuations are given."""
 
     def __init__(self, llm: LLM, text: str) -> None:
-        self.config, self.tokenizer, self.adapters = llm.config, llm.tokenizer, llm.adapters
-        self.read = llm.read
-        self._text = text
+        self._llm, self._text = llm, text
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
 
     def generate(self, prompts: list[str], _: Any) -> list[Any]:
         said = Completion(index=0, text=self._text, token_ids=[2], finish_reason="stop")

@@ -49,10 +49,6 @@ class Engine:
     def name(self) -> str:
         return f"{self.kind}-{self.form}"
 
-    @property
-    def python(self) -> Path:
-        return peers.binary(self.environment) if self.environment else Path(sys.executable)
-
 
 ENGINES = {
     engine.name: engine
@@ -76,33 +72,53 @@ OURS = "optlm-int8"
 BATCH_TOKENS = 512  # of one pass of our engine, its default
 
 
-class Worker:
-    """A process that holds one engine; stopped except while it works on a request."""
+def python_of(environment: str | None) -> Path:
+    """The Python of a peers' environment; of this one for None.
+
+    Raises:
+        WorkerError: it is not installed.
+    """
+    python = peers.binary(environment) if environment else Path(sys.executable)
+    if not python.exists():
+        raise WorkerError("not installed; run: python benchmarks/peers.py install")
+    return python
+
+
+class Process:
+    """A process that answers requests, a JSON line each; stopped except while it works on one.
+
+    Attributes:
+        packages: versions that it told when it had loaded.
+    """
 
     def __init__(
-        self, engine: Engine, folder: Path, threads: int, batch_tokens: int = BATCH_TOKENS
+        self, script: Path, kind: str, environment: str | None, threads: int, **load: Any
     ) -> None:
-        self._talk = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
+        """Start `script kind` with the Python of an environment (None: this one) and load.
+
+        Args:
+            load: values of its first request.
+
+        Raises:
+            WorkerError: the environment is not installed, or loading failed.
+        """
+        python = python_of(environment)
+        base = checkpoints.offline() if environment else dict(os.environ)
+        own = {"OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+        self._talk = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
-            [engine.python, WORKER, engine.kind],
+            [python, script, kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._talk,
             text=True,
-            env=_environment(engine, threads),
+            env=base | own,
         )
         try:
-            reply = self.ask(
-                "load",
-                folder=str(folder),
-                form=engine.form,
-                threads=threads,
-                batch_tokens=batch_tokens,
-            )
+            self.packages: dict[str, str] = self.ask("load", threads=threads, **load)["packages"]
         except BaseException:
             self.close()
             raise
-        self.packages: dict[str, str] = reply["packages"]
 
     def ask(self, op: str, **values: Any) -> Any:
         """Send one request and wait for its reply.
@@ -129,11 +145,6 @@ class Worker:
             raise WorkerError(reply["error"])
         return reply
 
-    def seconds(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-        """Time of generating exactly `tokens` tokens for every prompt."""
-        reply = self.ask("generate", prompts=prompts, tokens=tokens)
-        return float(reply["seconds"])
-
     def close(self) -> None:
         self._signal(signal.SIGCONT)
         self._process.kill()
@@ -149,9 +160,26 @@ class Worker:
             os.kill(self._process.pid, number)
 
 
-def _environment(engine: Engine, threads: int) -> dict[str, str]:
-    base = checkpoints.offline() if engine.environment else dict(os.environ)
-    return {**base, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+class Worker(Process):
+    """A process that holds one engine."""
+
+    def __init__(
+        self, engine: Engine, folder: Path, threads: int, batch_tokens: int = BATCH_TOKENS
+    ) -> None:
+        super().__init__(
+            WORKER,
+            engine.kind,
+            engine.environment,
+            threads,
+            folder=str(folder),
+            form=engine.form,
+            batch_tokens=batch_tokens,
+        )
+
+    def seconds(self, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+        """Time of generating exactly `tokens` tokens for every prompt."""
+        reply = self.ask("generate", prompts=prompts, tokens=tokens)
+        return float(reply["seconds"])
 
 
 @contextmanager
@@ -170,8 +198,7 @@ def workers(
             engine = ENGINES[name]
             say(f"{model}: loading {engine.title}")
             try:
-                if not engine.python.exists():
-                    raise WorkerError("not installed; run: python benchmarks/peers.py install")
+                python_of(engine.environment)  # before the work of converting for it
                 ready = checkpoints.converted(folder, engine.kind, engine.form)
                 started[name] = Worker(engine, ready, threads, batch_tokens)
                 stack.callback(started[name].close)

@@ -6,10 +6,6 @@ python benchmarks/lora.py              rank 8 on q_proj and v_proj, 2 rows of 25
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,7 +13,6 @@ from typing import Any
 
 import checkpoints
 import common
-import peers
 import report
 from common import Spread
 
@@ -33,31 +28,20 @@ METHOD = (
 )
 
 
-class LoraWorker(common.Worker):
+class LoraWorker(common.Process):
     """A process that holds one way of training."""
 
     def __init__(self, kind: str, environment: str | None, wanted: argparse.Namespace) -> None:
-        python = peers.binary(environment) if environment else Path(sys.executable)
-        if not python.exists():
-            raise common.WorkerError("not installed; run: python benchmarks/peers.py install")
-        base = checkpoints.offline() if environment else dict(os.environ)
-        self._talk = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
-        self._process = subprocess.Popen(
-            [python, WORKER, kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._talk,
-            text=True,
-            env={**base, "OMP_NUM_THREADS": str(wanted.threads)},
+        super().__init__(
+            WORKER,
+            kind,
+            environment,
+            wanted.threads,
+            folder=str(checkpoints.checkpoint(wanted.model)),
+            rows=wanted.rows,
+            length=wanted.length,
+            vocabulary=common.vocabulary(wanted.model),
         )
-        sizes = {"threads": wanted.threads, "rows": wanted.rows, "length": wanted.length}
-        sizes["vocabulary"] = common.vocabulary(wanted.model)
-        folder = str(checkpoints.checkpoint(wanted.model))
-        try:
-            self.packages = self.ask("load", folder=folder, **sizes)["packages"]
-        except BaseException:
-            self.close()
-            raise
 
     def train(self, steps: int, turn: int) -> float:
         """Seconds of some steps."""

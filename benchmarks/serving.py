@@ -127,24 +127,14 @@ class Server:
             os.killpg(self._process.pid, number)
 
 
-class Bare(common.Worker):
+class Bare(common.Process):
     """An engine without HTTP, its clients simulated in its process."""
 
     def __init__(self, way: Way, folder: Path, wanted: argparse.Namespace) -> None:
-        kind = "openvino" if way.environment else "optlm"
-        python = peers.binary(way.environment) if way.environment else Path(sys.executable)
-        base = checkpoints.offline() if way.environment else dict(os.environ)
-        self._talk = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
-        self._process = subprocess.Popen(
-            [python, WORKER, kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._talk,
-            text=True,
-            env={**base, "OMP_NUM_THREADS": str(wanted.threads)},
-        )
+        kind = way.environment or "optlm"
+        common.python_of(way.environment)  # before the work of converting for it
         ready = checkpoints.converted(folder, kind, "int8")
-        self.packages = self.ask("load", folder=str(ready), threads=wanted.threads)["packages"]
+        super().__init__(WORKER, kind, way.environment, wanted.threads, folder=str(ready))
 
     def load_up(
         self, clients: int, prompts: list[list[int]], tokens: int

@@ -7,20 +7,14 @@ python benchmarks/training.py                the mini-8m shape, 4,096 tokens a s
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import common
-import peers
 import report
 from common import Spread
 
@@ -57,29 +51,19 @@ LOOPS = {
 }
 
 
-class TrainWorker(common.Worker):
+class TrainWorker(common.Process):
     """A process that holds one loop."""
 
     def __init__(self, loop: TrainLoop, wanted: argparse.Namespace) -> None:
-        python = peers.binary(loop.environment) if loop.environment else Path(sys.executable)
-        if not python.exists():
-            raise common.WorkerError("not installed; run: python benchmarks/peers.py install")
-        base = checkpoints.offline() if loop.environment else dict(os.environ)
-        self._talk = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
-        self._process = subprocess.Popen(
-            [python, WORKER, loop.kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._talk,
-            text=True,
-            env={**base, "OMP_NUM_THREADS": str(wanted.threads)},
+        super().__init__(
+            WORKER,
+            loop.kind,
+            loop.environment,
+            wanted.threads,
+            form=loop.form,
+            rows=wanted.rows,
+            length=wanted.length,
         )
-        sizes = {"threads": wanted.threads, "rows": wanted.rows, "length": wanted.length}
-        try:
-            self.packages = self.ask("load", form=loop.form, **sizes)["packages"]
-        except BaseException:
-            self.close()
-            raise
 
     def train(self, steps: int, turn: int) -> float:
         """Seconds of some steps."""

@@ -8,7 +8,6 @@ import hashlib
 import html
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from optlm.interpret.subject import Subject
 from optlm.model import OPT
 from variants import VARIANTS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 TEXT = "Once upon a time </script>{{data}} é漢\n there was a cat"
 
 
@@ -146,33 +144,28 @@ def test_notebooks_show_the_page_in_a_frame(bundled: Subject) -> None:
     assert html.unescape(re.search(r'srcdoc="([^"]*)"', frame)[1]) == page.html  # type: ignore[index]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_in_a_browser(bundled: Subject, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+def test_in_a_browser(bundled: Subject, tmp_path: Path, chromium: Any) -> None:
+    from playwright.sync_api import expect
 
     file = inspect_page(bundled, TEXT).write(tmp_path / "page.html")
     said: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})  # a phone
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(file.as_uri())
-        title = page.locator("#head-title")
-        expect(title).to_have_text("Layer 0, head 0")
-        page.press("#model-view", "ArrowDown")
-        page.press("#model-view", "ArrowRight")
-        expect(title).to_have_text("Layer 1, head 1")
-        page.press("#attention-text", "ArrowLeft")
-        expect(page.locator("#head-readout")).to_contain_text("Token 7 looks at")
-        page.press("#tab-attention", "ArrowRight")
-        assert page.locator("#lens-table td").count() >= 3 * 9
-        page.press("#tab-lens", "ArrowRight")
-        page.press("#probability-text", "ArrowRight")
-        assert "Token 2" in page.inner_text("#probability-readout")
-        page.press("#tab-probabilities", "ArrowRight")
-        assert page.locator("#bars .bar").count() == 8
-        width = page.evaluate("document.documentElement.scrollWidth")
-        browser.close()
+    page = chromium.new_page(viewport={"width": 390, "height": 800})  # a phone
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(file.as_uri())
+    title = page.locator("#head-title")
+    expect(title).to_have_text("Layer 0, head 0")
+    page.press("#model-view", "ArrowDown")
+    page.press("#model-view", "ArrowRight")
+    expect(title).to_have_text("Layer 1, head 1")
+    page.press("#attention-text", "ArrowLeft")
+    expect(page.locator("#head-readout")).to_contain_text("Token 7 looks at")
+    page.press("#tab-attention", "ArrowRight")
+    assert page.locator("#lens-table td").count() >= 3 * 9
+    page.press("#tab-lens", "ArrowRight")
+    page.press("#probability-text", "ArrowRight")
+    assert "Token 2" in page.inner_text("#probability-readout")
+    page.press("#tab-probabilities", "ArrowRight")
+    assert page.locator("#bars .bar").count() == 8
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert said == []
-    assert width <= 390

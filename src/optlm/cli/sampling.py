@@ -31,6 +31,11 @@ _SAMPLING = (
     ("--logprobs", "logprobs", int, "in JSON: log-probabilities of this many top tokens"),
     ("--on-overflow", "on_overflow", str, "long prompts: error or truncate_left (error)"),
 )
+_SWITCHES = {
+    "include_stop": "show the stop string",
+    "ignore_eos": "go on after the end token",
+    "utf8": "whole characters only: tokens that would break one are left out",
+}
 _METAVARS = {int: "N", float: "X", str: "POLICY"}
 
 
@@ -54,10 +59,8 @@ def add_sampling_options(parser: ArgumentParser) -> None:
         metavar="ID=VALUE",
         help="added to the token's logit; may be repeated",
     )
-    for flag, told in (
-        ("--include-stop", "show the stop string"),
-        ("--ignore-eos", "go on after the end token"),
-    ):
+    for field, told in _SWITCHES.items():
+        flag = f"--{field.replace('_', '-')}"
         group.add_argument(flag, action="store_const", const=True, help=told)
 
 
@@ -70,7 +73,7 @@ def sampling_params(options: Namespace) -> SamplingParams:
 
 def sampling_values(options: Namespace) -> dict[str, Any]:
     """Only what was given: every default is declared in `SamplingParams`."""
-    fields = [field for _, field, _, _ in _SAMPLING] + ["stop", "include_stop", "ignore_eos"]
+    fields = [field for _, field, _, _ in _SAMPLING] + ["stop", *_SWITCHES]
     given = {field: getattr(options, field) for field in fields}
     if options.logit_bias:
         given["logit_bias"] = _biases(options.logit_bias)

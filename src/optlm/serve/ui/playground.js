@@ -294,7 +294,7 @@
         ]),
         v("main", {}, [v("container", { fluid: true, class: "pa-3" }, [
           state.problem && v("alert", { type: "error", variant: "tonal", class: "mb-3", role: "alert" }, state.problem),
-          state.askKey && v("text-field", { label: "API key", type: "password", autocomplete: "off", density: "compact", variant: "outlined", modelValue: state.key, hint: "Kept in this page only, until it is closed", persistentHint: true, class: "mb-3", "onUpdate:modelValue": (value) => { state.key = value; }, onChange: loadModels }),
+          state.askKey && h("form", { onSubmit: (event) => event.preventDefault() }, [v("text-field", { label: "API key", type: "password", autocomplete: "off", density: "compact", variant: "outlined", modelValue: state.key, hint: "Kept in this page only, until it is closed", persistentHint: true, class: "mb-3", "onUpdate:modelValue": (value) => { state.key = value; }, onChange: loadModels })]),
           v("textarea", { label: "Prompt", rows: 3, autoGrow: true, maxRows: 14, variant: "outlined", hideDetails: true, modelValue: state.prompt, "onUpdate:modelValue": (value) => { state.prompt = value; } }),
           h("div", { class: "d-flex flex-wrap ga-2 my-3" }, [
             anyRunning() ? v("btn", { color: "primary", variant: "flat", onClick: stopAll }, "Stop (Esc)") : v("btn", { color: "primary", variant: "flat", onClick: runAll }, "Continue the text (Ctrl+Enter)"),

@@ -47,8 +47,7 @@
     const named = Object.entries(request).filter(([key]) => !own.includes(key)).map(([key, value]) => `    ${key}=${literal(value)},`);
     const extra = own.filter((key) => key in request).map((key) => `"${key}": ${request[key]}`).join(", ");
     return [
-      "import os",
-      "",
+      ...(state.key ? ["import os", ""] : []),
       "from openai import OpenAI",
       "",
       `client = OpenAI(base_url=${JSON.stringify(new URL("v1", location.href).href)}, api_key=${state.key ? 'os.environ["OPTLM_API_KEY"]' : '"none"'})`,
@@ -57,7 +56,7 @@
       ...(extra ? [`    extra_body={${extra}},`] : []),
       ")",
       "print(completion.choices[0].text)",
-    ].join("\n").replace(state.key ? /$^/ : "import os\n\n", "");
+    ].join("\n");
   }
 
   async function* events(response) {
@@ -91,7 +90,7 @@
   // ---- the state -----------------------------------------------------------------------------
 
   const newPane = () => reactive({ settings: settings(), tokens: [], prompt: "", at: -1, running: null, note: "", problem: "" });
-  const state = reactive({ prompt: "Once upon a time", panes: [newPane()], models: [], key: "", askKey: false, problem: "", exported: null, dark: false });
+  const state = reactive({ prompt: "Once upon a time", panes: [newPane()], models: [], key: "", askKey: false, problem: "", exporting: false, dark: false });
 
   async function loadModels() {
     state.problem = "";
@@ -256,9 +255,9 @@
 
   // ---- the page ------------------------------------------------------------------------------
 
-  function exported() {
+  function exportDialog() {
     const request = body(state.panes[0], state.prompt);
-    return v("dialog", { modelValue: state.exported !== null, "onUpdate:modelValue": (open) => { if (!open) state.exported = null; }, maxWidth: 760 }, [
+    return v("dialog", { modelValue: state.exporting, "onUpdate:modelValue": (open) => { state.exporting = open; }, maxWidth: 760 }, [
       v("card", { title: "This request elsewhere" }, [
         ...[["curl", asCurl(request)], ["Python", asPython(request)]].map(([title, text]) => h("div", { class: "px-4 pb-3" }, [
           h("div", { class: "d-flex align-center justify-space-between" }, [
@@ -267,7 +266,7 @@
           ]),
           v("sheet", { class: "export", border: true, rounded: true, "data-export": title }, text),
         ])),
-        v("card-actions", {}, [v("spacer"), v("btn", { onClick: () => { state.exported = null; } }, "Close")]),
+        v("card-actions", {}, [v("spacer"), v("btn", { onClick: () => { state.exporting = false; } }, "Close")]),
       ]),
     ]);
   }
@@ -283,7 +282,7 @@
         loadModels();
         window.addEventListener("keydown", (event) => {
           if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); runAll(); }
-          if (event.key === "Escape" && state.exported === null) stopAll();
+          if (event.key === "Escape" && !state.exporting) stopAll();
         });
       });
       return () => v("app", {}, [
@@ -299,14 +298,14 @@
           h("div", { class: "d-flex flex-wrap ga-2 my-3" }, [
             anyRunning() ? v("btn", { color: "primary", variant: "flat", onClick: stopAll }, "Stop (Esc)") : v("btn", { color: "primary", variant: "flat", onClick: runAll }, "Continue the text (Ctrl+Enter)"),
             v("btn", { variant: "outlined", onClick: compare }, state.panes.length > 1 ? "One text" : "Side by side"),
-            v("btn", { variant: "outlined", onClick: () => { state.exported = 0; } }, "Export"),
+            v("btn", { variant: "outlined", onClick: () => { state.exporting = true; } }, "Export"),
           ]),
           v("row", {}, state.panes.map((pane, index) => v("col", { cols: 12, md: state.panes.length > 1 ? 6 : 12, key: index }, [
             h(Settings, { pane, class: "mb-3" }),
             h(Output, { pane, name: state.panes.length > 1 ? `Text ${"AB"[index]}` : "Text" }),
           ]))),
         ])]),
-        exported(),
+        exportDialog(),
       ]);
     },
   };

@@ -8,7 +8,6 @@ teacher's, and the vocabulary always is.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from optlm.errors import ConfigError, did_you_mean
 from optlm.train.distil.divergence import DIVERGENCES, TermConfig
 from optlm.train.distil.teacher import BUNDLED, open_teacher
 from optlm.train.pretrain.recipe import PretrainConfig
-from optlm.train.run.settings import build, json_object
+from optlm.train.run.settings import build, json_object, read_settings
 
 __all__ = ["DistilConfig", "HiddenConfig", "OnPolicyConfig", "StudentConfig"]
 
@@ -178,10 +177,7 @@ class DistilConfig:
         Raises:
             ConfigError: the file is missing, no JSON, or no valid configuration.
         """
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
-            raise ConfigError(f"{path}: {error}") from error
+        return read_settings(path, cls.from_dict)
 
     @property
     def control(self) -> DistilConfig:

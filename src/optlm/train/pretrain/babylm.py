@@ -10,7 +10,6 @@ Source: the BabyLM challenge (Warstadt et al. 2023; the checkpoints are those of
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from optlm.model import OPT
 from optlm.train.pretrain.pairs import judge_pairs, read_pairs, read_texts, surprisal
 from optlm.train.pretrain.pretrain import pretrain
 from optlm.train.pretrain.recipe import PretrainConfig, expanded
-from optlm.train.run.settings import build, json_object
+from optlm.train.run.settings import build, json_object, read_settings
 from optlm.train.tokens.packed import TOKENIZER, DataConfig, TokenSet, encode_documents, prepare
 from optlm.train.tokens.words import WordCounter
 
@@ -70,10 +69,7 @@ class BabySettings:
         Raises:
             ConfigError: the file is missing, no JSON, or no valid settings.
         """
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return read_settings(path, cls.from_dict)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BabySettings:

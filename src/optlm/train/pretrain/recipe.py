@@ -19,7 +19,7 @@ from optlm.train.loop.forward import PRECISIONS
 from optlm.train.loop.guard import SpikeConfig
 from optlm.train.loop.optim import OptimConfig
 from optlm.train.loop.trainer import LoopConfig
-from optlm.train.run.settings import build, json_object
+from optlm.train.run.settings import build, json_object, read_settings
 from optlm.train.tokens.packed import DataConfig
 
 __all__ = ["PretrainConfig", "changeable", "example", "expanded", "recipe", "recipe_names"]
@@ -109,10 +109,7 @@ class PretrainConfig:
         Raises:
             ConfigError: the file is missing, no JSON, or no valid configuration.
         """
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
-            raise ConfigError(f"{path}: {error}") from error
+        return read_settings(path, cls.from_dict)
 
 
 def recipe_names() -> list[str]:

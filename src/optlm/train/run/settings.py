@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from optlm.errors import ConfigError, did_you_mean
 
-__all__ = ["build", "json_list", "json_object"]
+__all__ = ["build", "json_list", "json_object", "read_settings"]
 
 T = TypeVar("T")
+
+
+def read_settings(path: Path, make: Callable[[Any], T]) -> T:
+    """What `make` builds of a JSON file; relative paths in it are those of the working directory.
+
+    Raises:
+        ConfigError: the file is missing, no JSON, or refused by `make`; `path` is named.
+    """
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def json_object(value: Any, where: str) -> dict[str, Any]:

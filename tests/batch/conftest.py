@@ -9,9 +9,10 @@ import pytest
 from batch_tools import RunJob
 
 from optlm import LLM
+from optlm.batch.engines import describe_engine
 from optlm.batch.inputs import find_input
 from optlm.batch.job import BatchJob, BatchReport, Engine
-from optlm.batch.settings import BatchSettings, describe_engine
+from optlm.batch.settings import BatchSettings
 from variants import VARIANTS, make_state, write_checkpoint
 
 

@@ -16,9 +16,10 @@ from batch_tools import RunJob, write_rows
 
 from optlm import LLM
 from optlm.batch import inputs
+from optlm.batch.engines import describe_engine
 from optlm.batch.inputs import RowFault, find_input, lines_at, places, read_input
 from optlm.batch.job import BatchJob, Engine
-from optlm.batch.settings import BatchSettings, describe_engine
+from optlm.batch.settings import BatchSettings
 from optlm.errors import RequestError
 
 ROWS = 96

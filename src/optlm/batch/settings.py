@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from optlm import __version__
@@ -28,6 +27,7 @@ class BatchSettings:
         prompt_field: where a plain row that is an object has its prompt.
         keep: fields of plain rows that are copied into the output, under ``input``.
         sampling: values of `SamplingParams` for plain rows; a row's ``params`` go before them.
+        chat_template: the text of a Jinja template for chats; None writes them out plainly.
         seed: from it and the number of the row comes the seed of every row that names none.
 
     Raises:
@@ -39,6 +39,7 @@ class BatchSettings:
     prompt_field: str = "prompt"
     keep: tuple[str, ...] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +70,8 @@ class BatchSettings:
             "keep": self.keep,
             "prompt_field": self.prompt_field != "prompt",
         }
+        if self.chat_template is not None and found == "plain":
+            raise RequestError("a chat template is for requests, and the rows are plain prompts")
         for name, given in plain.items():
             if given and found == "openai":
                 raise RequestError(
@@ -91,6 +94,7 @@ class BatchSettings:
             "model_name": self.model_name,
             "prompt_field": self.prompt_field,
             "keep": list(self.keep),
+            "chat_template": self.chat_template,
             "seed": self.seed,
             "sampling": asdict(self.params()),
         }
@@ -112,42 +116,6 @@ def describe_job(
         "settings": settings.to_dict(),
         "engine": dict(engine),
     }
-
-
-def describe_engine(
-    model: str | Path | None, adapter: str | None, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a model and its adapter are, by digests, with the options that change numbers.
-
-    Raises:
-        CheckpointError, ConfigError: the model cannot be used.
-    """
-    from optlm.assets import bundled_model
-    from optlm.checkpoint import open_checkpoint
-    from optlm.checkpoint.fingerprint import fingerprint
-
-    checkpoint = open_checkpoint(bundled_model() if model is None else model)
-    if checkpoint.packed is not None:
-        known = {"weights": checkpoint.packed.sha256}
-    else:
-        known = fingerprint(checkpoint.config, checkpoint.tensors)
-    described = {**known, "tokenizer": _digest_of(checkpoint.folder, _TOKENIZER)}
-    if adapter is not None:
-        described["adapter"] = _digest_of(Path(adapter), ("*.json", "*.safetensors"))
-    numeric = {name: value for name, value in options.items() if name in ("dtype", "backend")}
-    return described | numeric
-
-
-_TOKENIZER = ("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-
-
-def _digest_of(folder: Path, patterns: tuple[str, ...]) -> str:
-    """SHA-256 over the files of a folder that match, with their names."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

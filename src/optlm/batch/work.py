@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,20 +10,22 @@ from optlm.batch.inputs import RowFault
 from optlm.batch.ledger import Result
 from optlm.engine.generation import Generation
 from optlm.engine.llm import LLM
+from optlm.engine.reading import Reading
 
-__all__ = ["Row", "Starter", "Work", "complete"]
+__all__ = ["Job", "Row", "Starter", "Work", "complete"]
 
 _ROWS = 512  # in the engine at once: what it runs together (256), and the next in line
 _BYTES = 2**26  # of the rows in the engine
 
 Row = tuple[int, bytes | RowFault]  # its number, from 0, and what it holds
+Job = Generation | Reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """A row in the engine: its jobs there, and what makes a line of them when all are finished."""
 
-    jobs: list[Generation]
+    jobs: Sequence[Job]
     finish: Callable[[], Result]
 
     @property
@@ -98,10 +100,12 @@ class _Line:
         return ready
 
     def take_finished(self) -> list[tuple[int, Result]]:
-        first_done = [
-            row for row, work in self.active.items() if work.jobs[0].samples[0].finish_reason
+        may_be = [  # a cheap look at all, then a close one at few
+            row
+            for row, work in self.active.items()
+            if not (samples := work.jobs[0].samples) or samples[0].finish_reason
         ]
-        done = [row for row in first_done if self.active[row].finished]
+        done = [row for row in may_be if self.active[row].finished]
         for row in done:
             self._bytes -= self._sizes.pop(row)
         return [(row, self.active.pop(row).finish()) for row in done]

@@ -61,6 +61,15 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="what requests call the model (default: its folder's name)")
     parser.add_argument(
+        "--adapters",
+        type=Path,
+        metavar="DIR",
+        help="folder with a subfolder for each adapter that rows may name",
+    )
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="FILE", help="how chats are written out, in Jinja"
+    )
+    parser.add_argument(
         "--prompt-field", metavar="NAME", help="where rows that are objects have it (prompt)"
     )
     parser.add_argument(
@@ -93,16 +102,20 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
+    from optlm.batch.engines import describe_engine
     from optlm.batch.job import BatchJob, Engine
-    from optlm.batch.settings import describe_engine
 
     out = None if options.out == "-" else Path(options.out)
     if options.json and out is None:
         raise usage_error("--json and - both write to standard output; give one")
     if options.sync_seconds is not None and not options.sync_seconds >= 0:
         raise usage_error(f"--sync-seconds is {options.sync_seconds}; it is 0 or more")
+    if options.adapters is not None and options.adapter is not None:
+        raise usage_error("--adapter changes every row and --adapters some; give one")
     settings = _settings(options)
-    described = describe_engine(options.model, options.adapter, engine_options(options))
+    described = describe_engine(
+        options.model, options.adapter, engine_options(options), options.adapters
+    )
     ray = _ray_options(options)
     _refuse_one_file(options.source, out)
     with _source(options.source) as source:
@@ -136,12 +149,12 @@ def _ray_options(options: Namespace) -> RayOptions | None:
 
 def _loader(options: Namespace) -> Callable[[], LLM]:
     """Loads the engine, here or in a worker of a cluster."""
-    from optlm.engine.llm import LLM
+    from optlm.batch.engines import load_engine
 
     given = engine_options(options) | adapter_options(options)
     if options.ray:
         given.setdefault("threads", 1)
-    return partial(LLM, options.model, **given)
+    return partial(load_engine, options.model, options.adapters, **given)
 
 
 def _refuse_one_file(source: str, out: Path | None) -> None:
@@ -160,9 +173,21 @@ def _settings(options: Namespace) -> BatchSettings:
         "seed": sampling.pop("seed", None),
         "prompt_field": options.prompt_field,
         "keep": options.keep and tuple(options.keep),
+        "chat_template": _template(options.chat_template),
     }
     there = {name: value for name, value in given.items() if value is not None}
     return BatchSettings(sampling=sampling, **there)
+
+
+def _template(path: Path | None) -> str | None:
+    """The text of a template that is one."""
+    if path is None:
+        return None
+    from optlm.serve.chat import make_template, read_template_text
+
+    text = read_template_text(path)
+    make_template(text, str(path))
+    return text
 
 
 @contextmanager

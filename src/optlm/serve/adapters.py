@@ -17,7 +17,7 @@ from optlm.engine.adapters import check_adapter_name
 from optlm.engine.aio import AsyncLLM
 from optlm.errors import OptlmError, RequestError
 
-__all__ = ["AdapterFolder", "Reload"]
+__all__ = ["AdapterFolder", "Reload", "find_adapters"]
 
 Identity = tuple[tuple[str, int, int, int], ...]  # file, inode, size, time of change
 _RETRY = 0.5  # seconds until an adapter in use is tried again
@@ -56,7 +56,7 @@ class AdapterFolder:
             OSError: the folder cannot be read.
         """
         async with self._busy:
-            found = await asyncio.to_thread(_look, self._folder)
+            found = await asyncio.to_thread(find_adapters, self._folder)
             told = Reload()
             for name in [name for name in self._names if name not in found]:
                 self._retire(name)
@@ -103,8 +103,8 @@ class AdapterFolder:
                 await asyncio.sleep(_RETRY)
 
 
-def _look(folder: Path) -> dict[str, Identity]:
-    """Subfolders that hold an adapter. Links and hidden folders are none."""
+def find_adapters(folder: Path) -> dict[str, Identity]:
+    """Subfolders that hold an adapter, by name. Links and hidden folders are none."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:

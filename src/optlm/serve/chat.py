@@ -25,7 +25,10 @@ from optlm.serve.plan import CompletionPlan, fit_prompt, sampling_of, wants_usag
 from optlm.serve.requests import ChatRequest, Message
 from optlm.serve.served import Served
 
-__all__ = ["ChatWords", "Template", "plain_chat", "plan_chat", "read_template"]
+__all__ = [
+    "ChatWords", "Template", "make_template", "plain_chat", "plan_chat", "read_template",
+    "read_template_text",
+]  # fmt: skip
 
 Template = Callable[[Sequence[Message]], str]
 DEFAULT_TOKENS = 128
@@ -42,12 +45,41 @@ def plain_chat(messages: Sequence[Message]) -> str:
 
 
 def read_template(path: str | Path) -> Template:
-    """A Jinja template from a file, as chat templates are written: it sees `messages` and
-    `add_generation_prompt`. It runs in Jinja's sandbox, and requests have no part in it.
+    """The template of a file; see `make_template`.
 
     Raises:
         RequestError: jinja2 is missing, or it is no template.
         OSError: it cannot be read.
+    """
+    return make_template(read_template_text(path), str(path))
+
+
+def read_template_text(path: str | Path) -> str:
+    """What a file holds, if it may be a template.
+
+    Raises:
+        RequestError: it is too large, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        raw = file.read(_MAX_TEMPLATE + 1)
+    if len(raw) > _MAX_TEMPLATE:
+        raise RequestError(f"{path} has more than {_MAX_TEMPLATE} bytes; that is no chat template")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is no Jinja template: {error}") from None
+
+
+def make_template(text: str, name: str = "the chat template") -> Template:
+    """A Jinja template, as chat templates are written: it sees `messages` and
+    `add_generation_prompt`. It runs in Jinja's sandbox, and requests have no part in it.
+
+    Args:
+        name: where the text comes from, for the error.
+
+    Raises:
+        RequestError: jinja2 is missing, or it is no template.
     """
     try:
         from jinja2 import TemplateError
@@ -56,14 +88,10 @@ def read_template(path: str | Path) -> Template:
         raise RequestError(
             "a chat template needs jinja2, which is not installed: pip install 'optlm[serve]'"
         ) from None
-    with Path(path).open("rb") as file:
-        raw = file.read(_MAX_TEMPLATE + 1)
-    if len(raw) > _MAX_TEMPLATE:
-        raise RequestError(f"{path} has more than {_MAX_TEMPLATE} bytes; that is no chat template")
     try:
-        template = ImmutableSandboxedEnvironment().from_string(raw.decode())
-    except (UnicodeDecodeError, TemplateError) as error:
-        raise RequestError(f"{path} is no Jinja template: {error}") from None
+        template = ImmutableSandboxedEnvironment().from_string(text)
+    except TemplateError as error:
+        raise RequestError(f"{name} is no Jinja template: {error}") from None
 
     def render(messages: Sequence[Message]) -> str:
         given = [message.model_dump(exclude_none=True) for message in messages]

@@ -53,6 +53,20 @@ class Limits:
     requests: int = 1024
     connections: int = 2048
 
+    def check(self, cost: Cost) -> None:
+        """Raises: ApiError: 400, it is beyond what one request may cost."""
+        for value, limit, what in (
+            (cost.tokens, self.request_tokens, "tokens, prompts and outputs together"),
+            (cost.answer_bytes, self.answer_bytes, "bytes in its answer"),
+        ):
+            if value > limit:
+                raise ApiError(
+                    400,
+                    f"the request may take {value} {what}; the limit of one request is {limit}. "
+                    "Ask for fewer prompts, choices, tokens or logprobs",
+                    code="request_too_large",
+                )
+
 
 class Admission:
     """Counts what runs. Belongs to one event loop.
@@ -77,7 +91,7 @@ class Admission:
         Raises:
             ApiError: 400 for a request beyond what one may cost, 429 for too many of them.
         """
-        self._check_size(cost)
+        self.limits.check(cost)
         self._check_room(cost)
         self._check_client(client)
         self.requests += 1
@@ -93,20 +107,6 @@ class Admission:
             self._running[client.name] -= 1
             if not self._running[client.name]:
                 del self._running[client.name]
-
-    def _check_size(self, cost: Cost) -> None:
-        limits = self.limits
-        for value, limit, what in (
-            (cost.tokens, limits.request_tokens, "tokens, prompts and outputs together"),
-            (cost.answer_bytes, limits.answer_bytes, "bytes in its answer"),
-        ):
-            if value > limit:
-                raise ApiError(
-                    400,
-                    f"the request may take {value} {what}; the limit of one request is {limit}. "
-                    "Ask for fewer prompts, choices, tokens or logprobs",
-                    code="request_too_large",
-                )
 
     def _check_room(self, cost: Cost) -> None:
         limits = self.limits

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optlm.engine.aio import AsyncLLM
+from optlm.engine.reading import Reading
 from optlm.engine.tree import TokenTree
 from optlm.score.continuations import Request, encode_pair
 from optlm.score.convention import CONVENTIONS
@@ -16,7 +17,7 @@ from optlm.serve.logprobs import token_name
 from optlm.serve.requests import ScoreRequest
 from optlm.serve.served import Served
 
-__all__ = ["ScorePlan", "plan_score", "score"]
+__all__ = ["ScorePlan", "plan_score", "score", "score_answer"]
 
 CONVENTION = CONVENTIONS["optlm"]
 
@@ -33,6 +34,13 @@ class ScorePlan:
     def cost(self) -> Cost:
         tokens = sum(len(pair.token_ids) for pair in self.pairs)
         return Cost(tokens=tokens, answer_bytes=tokens * 64)
+
+    def tree(self) -> TokenTree:
+        """What to read: what all pairs begin with stands in it once."""
+        tree = TokenTree()
+        for pair in self.pairs:
+            tree.add(pair.token_ids, pair.first - 1)
+        return tree
 
 
 def plan_score(request: ScoreRequest, served: Served) -> ScorePlan:
@@ -54,11 +62,12 @@ def plan_score(request: ScoreRequest, served: Served) -> ScorePlan:
 
 
 async def score(plan: ScorePlan, engine: AsyncLLM, served: Served) -> dict[str, Any]:
-    """Read what all pairs begin with once, and answer. The numbers are `Scorer`'s."""
-    tree = TokenTree()
-    for pair in plan.pairs:
-        tree.add(pair.token_ids, pair.first - 1)
-    reading = await engine.read(tree, adapter=plan.adapter)
+    """Read and answer. The numbers are `Scorer`'s."""
+    return score_answer(plan, await engine.read(plan.tree(), adapter=plan.adapter), served)
+
+
+def score_answer(plan: ScorePlan, reading: Reading, served: Served) -> dict[str, Any]:
+    """The answer, from the plan's tree when it is read."""
     data = []
     for number, pair in enumerate(plan.pairs):
         logprobs, greedy = reading.scores(number)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from batch_tools import RunJob, read_rows, write_rows
+from batch_tools import RunJob, mixed, read_rows, request, write_rows
 from test_batch_crashes import ALWAYS, Killed, failing
 
 from lora_files import write_lora
@@ -22,10 +21,6 @@ from optlm.score import Scorer
 from variants import VARIANTS
 
 pytest.importorskip("pydantic")
-
-
-def request(url: str, custom_id: str = "a", **body: Any) -> dict[str, Any]:
-    return {"custom_id": custom_id, "method": "POST", "url": f"/v1/{url}", "body": body}
 
 
 HELLO = [{"role": "user", "content": "the cat"}]
@@ -59,31 +54,6 @@ def test_answers(variant: str, llms: dict[str, LLM], run_job: RunJob, tmp_path: 
     assert [entry["logprob"] for entry in scored["data"]] == [w.total for w in wanted_scores]
     for body in (chat, embedded, scored, text):
         assert set(body["usage"]) <= {"prompt_tokens", "completion_tokens", "total_tokens"}
-
-
-def mixed(count: int) -> list[Any]:
-    """Requests of every kind, of different lengths, some of which are refused."""
-    rng = random.Random(4)
-    rows: list[Any] = []
-    for number in range(count):
-        words = "the cat " * rng.randint(1, 9)
-        rows.append(
-            rng.choice(
-                [
-                    request("completions", prompt=words, max_tokens=rng.randint(1, 20)),
-                    request(
-                        "chat/completions",
-                        messages=[{"role": "user", "content": words}],
-                        max_tokens=rng.randint(1, 20),
-                    ),
-                    request("embeddings", input=words),
-                    request("score", context=words, continuations=[" the", " mat"]),
-                    request("score", context=words),
-                ]
-            )
-            | {"custom_id": f"r{number}"}
-        )
-    return rows
 
 
 def test_any_end_is_resumed_to_the_byte(run_job: RunJob, tmp_path: Path) -> None:

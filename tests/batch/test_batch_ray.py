@@ -8,19 +8,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_tools import RunJob, write_rows
+from batch_tools import RunJob, mixed, write_rows
 
+from lora_files import write_lora
 from optlm import LLM
 from optlm.batch import inputs
-from optlm.batch.engines import describe_engine
+from optlm.batch.engines import describe_engine, load_engine
 from optlm.batch.inputs import RowFault, find_input, lines_at, places, read_input
 from optlm.batch.job import BatchJob, Engine
 from optlm.batch.settings import BatchSettings
 from optlm.errors import RequestError
+from optlm.serve.cluster.connect import connected
+from variants import VARIANTS
 
 ROWS = 96
 
@@ -33,21 +38,12 @@ def source(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "in.jsonl", [*prompts, {"broken": 1}, "the end"])
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.data")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=2**27,
-        log_to_driver=False,
-    )
-    yield ray
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    with connected(None, "ray.data", processors=2) as ray:
+        yield ray
 
 
 @pytest.mark.slow
@@ -87,11 +83,45 @@ def test_a_killed_worker_costs_nothing(
             progress=lambda total, done: progress,
         )
 
+    assert cluster.util.get_node_ip_address() == "127.0.0.1"
     report = job(load, kill_one).run()
     assert len(killed) == 1
     assert len(list(pids.iterdir())) >= 2
     assert (report.rows, report.errors) == (ROWS + 2, 1)
     assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_requests_of_every_kind(
+    models: dict[str, Path], cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With adapters by name, to the bytes of a run without Ray."""
+    from optlm.batch import cluster as cluster_module
+
+    monkeypatch.setattr(cluster_module, "_PIECE", 8)
+    folder = tmp_path / "adapters"
+    write_lora(folder / "one", VARIANTS["base"], 1)
+    named = {"prompt": "the cat", "model": "one", "max_tokens": 9}
+    last = {"custom_id": "last", "method": "POST", "url": "/v1/completions", "body": named}
+    source = write_rows(tmp_path / "in.jsonl", [*mixed(20), last])
+
+    def run(out: str, **more: Any) -> bytes:
+        BatchJob(
+            source=find_input(source),
+            out=tmp_path / out,
+            settings=BatchSettings(model_name="tiny"),
+            engine=Engine(
+                load=partial(load_engine, models["base"], folder, threads=1),
+                described=describe_engine(models["base"], None, {}, folder),
+            ),
+            **more,
+        ).run()
+        return (tmp_path / out).read_bytes()
+
+    found = run("ray.jsonl", ray=cluster_module.RayOptions(workers=2))
+    assert found == run("alone.jsonl")
+    assert len(found.splitlines()) == 21
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])

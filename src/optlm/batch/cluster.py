@@ -8,9 +8,7 @@ the ledger of the process that asked puts them in order, so crash and resume are
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,12 @@ from optlm.batch.work import complete
 from optlm.data.inputs import InputFile
 from optlm.engine.llm import LLM
 from optlm.errors import RequestError
+from optlm.serve.cluster.connect import connected, free_places
 
 __all__ = ["RayOptions", "complete_on_ray"]
 
 _PIECE = 256  # rows; an engine is full until the last of them
 _MOST_PIECES = 10_000  # of larger files the pieces grow
-_STORE = 2**28  # bytes of the object store of a cluster of our own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,40 +71,8 @@ def complete_on_ray(
             f"{source.path}: workers begin in the middle of the input, which takes plain JSON "
             "Lines; convert it, or run without --ray"
         )
-    with _connected(options) as ray:
+    with connected(options.address, "ray.data") as ray:
         yield from _results(ray, source, load, settings, ledger, total, options)
-
-
-@contextmanager
-def _connected(options: RayOptions) -> Iterator[Any]:
-    """The library, connected: to the cluster of the caller, one that runs, or a new one."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise RequestError(
-            f"--ray needs {error.name}, which is not installed: pip install 'optlm[ray]'"
-        ) from None
-    if ray.is_initialized():
-        yield ray
-        return
-    own: dict[str, Any] = {
-        "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
-        "object_store_memory": _STORE,
-    }
-    ray.init(
-        address="local" if options.address is None else options.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(own if options.address is None else {}),
-    )
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 def _results(
@@ -123,8 +89,7 @@ def _results(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.print_on_execution_start = False
     pieces = list(_pieces(source.path, ledger, total))
-    free = int(ray.cluster_resources().get("CPU", 1)) // options.threads
-    workers = min(options.workers or max(free, 1), len(pieces))
+    workers = min(options.workers or max(free_places(ray, options.threads), 1), len(pieces))
     made = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
         PieceWorker,
         fn_constructor_kwargs={"path": str(source.path), "load": load, "settings": settings},

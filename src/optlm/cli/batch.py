@@ -142,9 +142,11 @@ def _ray_options(options: Namespace) -> RayOptions | None:
         if there:
             raise usage_error(f"--ray-{next(iter(there))} goes with --ray")
         return None
+    if options.threads is not None:
+        there["threads"] = options.threads
     from optlm.batch.cluster import RayOptions
 
-    return RayOptions(**there, threads=options.threads or 1)
+    return RayOptions(**there)
 
 
 def _loader(options: Namespace) -> Callable[[], LLM]:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optlm.cli.common import add_engine_options, engine_options, model_name, say, usage_error
+
+if TYPE_CHECKING:
+    from optlm.serve.cluster.options import ClusterOptions
+    from optlm.serve.server import ServerOptions
 
 USAGE = "[options]"
 
@@ -35,6 +41,18 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="ORIGIN",
         help="let pages of this origin ask from a browser; may be repeated",
     )
+    group = parser.add_argument_group("over a Ray cluster (pip install 'optlm[ray]')")
+    group.add_argument(
+        "--ray", action="store_true", help="replicas of the engine behind this server"
+    )
+    group.add_argument(
+        "--ray-address", metavar="A", help="of a cluster that runs (a new one on this machine)"
+    )
+    group.add_argument(
+        "--replicas",
+        metavar="N | MIN:MAX",
+        help="how many; between the two as load wants (1 to all processors / --threads)",
+    )
     add_engine_options(parser)
 
 
@@ -43,32 +61,82 @@ def run(options: Namespace) -> None:
         raise usage_error(f"--port is {options.port}; it must lie between 0 and 65535")
     if options.adapters is not None:
         os.listdir(options.adapters)  # now, not after the model is loaded
+    cluster = _cluster_options(options)
     try:
-        from optlm.serve.server import Server, ServerOptions
+        from optlm.serve.server import ServerOptions
     except ModuleNotFoundError as error:
         raise usage_error(
             f"serving needs {error.name}, which is not installed: pip install 'optlm[serve]'"
         ) from None
-    from optlm.engine.llm import LLM
-
-    llm = LLM(options.model, **engine_options(options))
-    name = options.name or model_name(options.model)
-    server = Server(
-        llm,
-        ServerOptions(
-            name=name,
-            host=options.host,
-            port=options.port,
-            adapters=options.adapters,
-            api_keys=options.api_keys,
-            chat_template=options.chat_template,
-            origins=tuple(options.allow_origin),
-        ),
+    served = ServerOptions(
+        name=options.name or model_name(options.model),
+        host=options.host,
+        port=options.port,
+        adapters=options.adapters,
+        api_keys=options.api_keys,
+        chat_template=options.chat_template,
+        origins=tuple(options.allow_origin),
     )
-    if options.api_keys is None and not _is_loopback(options.host):
-        say("anyone who reaches this address may use the model; --api-keys FILE restricts it")
-    say(f"serving {name} at http://{options.host}:{server.port}/v1")
+    if cluster is None:
+        _serve(options, served)
+    else:
+        _serve_cluster(options, served, cluster)
+
+
+def _serve(options: Namespace, served: ServerOptions) -> None:
+    from optlm.engine.llm import LLM
+    from optlm.serve.server import Server
+
+    server = Server(LLM(options.model, **engine_options(options)), served)
+    _tell(served, server.port)
     server.run()
+
+
+def _serve_cluster(options: Namespace, served: ServerOptions, cluster: ClusterOptions) -> None:
+    from optlm.assets import bundled_model
+    from optlm.checkpoint import open_checkpoint
+    from optlm.engine.llm import LLM
+    from optlm.serve.cluster.server import ClusterServer
+
+    model = bundled_model() if options.model is None else options.model
+    open_checkpoint(model)  # what is wrong with it is told here, not in a worker
+    given = engine_options(options) | {"threads": cluster.threads}
+    server = ClusterServer(partial(LLM, options.model, **given), served, cluster)
+    server.run(lambda: _tell(served, server.port))
+
+
+def _cluster_options(options: Namespace) -> ClusterOptions | None:
+    given = {"--ray-address": options.ray_address, "--replicas": options.replicas}
+    there = [name for name, value in given.items() if value is not None]
+    if not options.ray:
+        if there:
+            raise usage_error(f"{there[0]} goes with --ray")
+        return None
+    from optlm.serve.cluster.options import ClusterOptions
+
+    replicas = _replicas(options.replicas)
+    return ClusterOptions(
+        address=options.ray_address,
+        threads=1 if options.threads is None else options.threads,
+        **replicas,
+    )
+
+
+def _replicas(given: str | None) -> dict[str, Any]:
+    """The least and the most of ``N`` or ``MIN:MAX``."""
+    if given is None:
+        return {}
+    least, _, most = given.partition(":")
+    numbers = [least, most or least]
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        raise usage_error(f"--replicas is {given!r}; it must be a number, or two as in 1:4")
+    return {"least": int(numbers[0][:9]), "most": int(numbers[1][:9])}
+
+
+def _tell(served: ServerOptions, port: int) -> None:
+    if served.api_keys is None and not _is_loopback(served.host):
+        say("anyone who reaches this address may use the model; --api-keys FILE restricts it")
+    say(f"serving {served.name} at http://{served.host}:{port}/v1")
 
 
 def _is_loopback(host: str) -> bool:

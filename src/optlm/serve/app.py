@@ -1,12 +1,16 @@
-"""The routes: read, check, run, answer."""
+"""The routes: read, check, run, answer.
+
+`assemble` makes an app of anything that has all `Routes`; `make_app` of those over an engine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI
+from prometheus_client import Counter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,15 +39,34 @@ from optlm.serve.served import Served
 from optlm.serve.service import Service
 from optlm.serve.tokens import detokenize, tokenize, tokenizer_info
 
-__all__ = ["make_app"]
+__all__ = ["LARGE_BODY", "Routes", "assemble", "client_of", "make_app"]
 
 Plan = TypeVar("Plan")
+Endpoint = Callable[[Request], Awaitable[Response]]
 
-_LARGE_BODY = 2**15  # bytes; reading them takes a millisecond or more
+LARGE_BODY = 2**15  # bytes; reading them takes a millisecond or more
 
 
-class _Routes:
-    """Endpoints over one service; `make_app` gives them addresses."""
+class Routes(Protocol):
+    """What there is to ask; `assemble` gives it addresses."""
+
+    async def health(self, request: Request, /) -> Response: ...
+    async def ready(self, request: Request, /) -> Response: ...
+    async def metrics(self, request: Request, /) -> Response: ...
+    async def models(self, request: Request, /) -> Response: ...
+    async def model(self, request: Request, /) -> Response: ...
+    async def completions(self, request: Request, /) -> Response: ...
+    async def chat(self, request: Request, /) -> Response: ...
+    async def score(self, request: Request, /) -> Response: ...
+    async def embeddings(self, request: Request, /) -> Response: ...
+    async def tokenize(self, request: Request, /) -> Response: ...
+    async def detokenize(self, request: Request, /) -> Response: ...
+    async def tokenizer_info(self, request: Request, /) -> Response: ...
+    async def reload_adapters(self, request: Request, /) -> Response: ...
+
+
+class _EngineRoutes:
+    """Endpoints over one service."""
 
     def __init__(
         self,
@@ -125,10 +148,7 @@ class _Routes:
     # ---- inside --------------------------------------------------------------------------------
 
     def _client(self, request: Request) -> Client:
-        if self._keys is None:
-            return ANYONE
-        given = [value for name, value in request.scope["headers"] if name == b"authorization"]
-        return self._keys.client_of(given)
+        return client_of(self._keys, request)
 
     async def _prepare(
         self, request: Request, model: type[Fields], plan: Callable[[Fields, Served], Plan]
@@ -140,7 +160,7 @@ class _Routes:
         def prepared() -> Plan:
             return plan(read_fields(model, parse_json(raw)), self._service.served)
 
-        if len(raw) > _LARGE_BODY:
+        if len(raw) > LARGE_BODY:
             return client, await asyncio.to_thread(prepared)
         return client, prepared()
 
@@ -175,8 +195,25 @@ def make_app(
         keys: who may ask; None lets everyone.
         adapters: the folder that `/v1/adapters/reload` looks into.
     """
+    routes = _EngineRoutes(service, template, keys, adapters)
+    return assemble(routes, service.metrics.answers)
+
+
+def client_of(keys: Keys | None, request: Request) -> Client:
+    """Who asks.
+
+    Raises:
+        ApiError: 401, no key or an unknown one.
+    """
+    if keys is None:
+        return ANYONE
+    given = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    return keys.client_of(given)
+
+
+def assemble(routes: Routes, answers: Counter) -> FastAPI:
+    """Give routes their addresses; answers are counted by status."""
     app = FastAPI(title="optlm", version=__version__, redoc_url=None, redirect_slashes=False)
-    routes = _Routes(service, template, keys, adapters)
 
     async def failed(request: Request, error: Exception) -> Response:
         return _failure(request, error)
@@ -184,36 +221,33 @@ def make_app(
     for kind in (ClientGone, HTTPException):
         app.add_exception_handler(kind, failed)
 
-    def add(method: str, path: str, call: Endpoint, fields: type[Any] | None = None) -> None:
+    def add(method: str, path: str, name: str, fields: type[Any] | None = None) -> None:
         app.add_api_route(
             path,
-            _guarded(call, service),
+            _guarded(getattr(routes, name), answers),
             methods=[method],
             response_model=None,
-            name=call.__name__,
-            openapi_extra=describe(call.__name__, fields),
+            name=name,
+            openapi_extra=describe(name, fields),
         )
 
-    add("GET", "/health", routes.health)
-    add("GET", "/ready", routes.ready)
-    add("GET", "/metrics", routes.metrics)
-    add("GET", "/v1/models", routes.models)
-    add("GET", "/v1/models/{model}", routes.model)
-    add("POST", "/v1/completions", routes.completions, CompletionRequest)
-    add("POST", "/v1/chat/completions", routes.chat, ChatRequest)
-    add("POST", "/v1/score", routes.score, ScoreRequest)
-    add("POST", "/v1/embeddings", routes.embeddings, EmbeddingRequest)
-    add("POST", "/tokenize", routes.tokenize, TokenizeRequest)
-    add("POST", "/detokenize", routes.detokenize, DetokenizeRequest)
-    add("GET", "/tokenizer_info", routes.tokenizer_info)
-    add("POST", "/v1/adapters/reload", routes.reload_adapters)
+    add("GET", "/health", "health")
+    add("GET", "/ready", "ready")
+    add("GET", "/metrics", "metrics")
+    add("GET", "/v1/models", "models")
+    add("GET", "/v1/models/{model}", "model")
+    add("POST", "/v1/completions", "completions", CompletionRequest)
+    add("POST", "/v1/chat/completions", "chat", ChatRequest)
+    add("POST", "/v1/score", "score", ScoreRequest)
+    add("POST", "/v1/embeddings", "embeddings", EmbeddingRequest)
+    add("POST", "/tokenize", "tokenize", TokenizeRequest)
+    add("POST", "/detokenize", "detokenize", DetokenizeRequest)
+    add("GET", "/tokenizer_info", "tokenizer_info")
+    add("POST", "/v1/adapters/reload", "reload_adapters")
     return app
 
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def _guarded(call: Endpoint, service: Service) -> Endpoint:
+def _guarded(call: Endpoint, answers: Counter) -> Endpoint:
     """One request's error is its own answer, whatever it is."""
 
     async def endpoint(request: Request) -> Response:
@@ -221,7 +255,7 @@ def _guarded(call: Endpoint, service: Service) -> Endpoint:
             answer = await call(request)
         except Exception as error:
             answer = _failure(request, error)
-        service.metrics.answers.labels(str(answer.status_code)).inc()
+        answers.labels(str(answer.status_code)).inc()
         return answer
 
     return endpoint

@@ -8,28 +8,26 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from optlm.engine.aio import AsyncLLM
 from optlm.engine.llm import LLM
-from optlm.serve.adapters import AdapterFolder
+from optlm.serve.adapters import Reload
 from optlm.serve.app import make_app
 from optlm.serve.chat import Template, plain_chat, read_template
 from optlm.serve.connections import bounded_protocol
 from optlm.serve.keys import read_keys
 from optlm.serve.limits import Limits
-from optlm.serve.served import Served
-from optlm.serve.service import Service
+from optlm.serve.service import put_to_service
 from optlm.serve.ui import mount_ui, ui_missing
 
-__all__ = ["Server", "ServerOptions"]
+__all__ = ["HttpServer", "Server", "ServerOptions", "listen", "with_pages"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +69,12 @@ class Server:
         template: Template = plain_chat
         if options.chat_template is not None:
             template = read_template(options.chat_template)
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        address = (options.host, options.port)
-        self._listener = socket.create_server(address, family=family, backlog=1024)
+        self._listener = listen(options.host, options.port)
         self.port: int = self._listener.getsockname()[1]
-        self._engine = AsyncLLM(llm)
-        folder = None
-        if options.adapters is not None:
-            folder = AdapterFolder(options.adapters, self._engine)
-        names = None if folder is None else folder.names
-        served = Served.of(llm, options.name, int(time.time()), names)
-        service = Service(self._engine, served, options.limits)
+        service, folder = put_to_service(llm, options.name, options.adapters, options.limits)
+        self._engine = service.engine
         app = make_app(service, template=template, keys=keys, adapters=folder)
-        if ui_missing() is None:
-            mount_ui(app)
-        _allow_origins(app, options.origins)
-        self._http = _Uvicorn(app, options.limits, service, folder)
+        self._http = HttpServer(with_pages(app, options.origins), options.limits, service, folder)
 
     @property
     def started(self) -> bool:
@@ -113,11 +101,24 @@ class Server:
         self._http.end()
 
 
-class _Uvicorn(uvicorn.Server):
+class Ends(Protocol):
+    """What is told that the server ends."""
+
+    draining: bool
+
+
+class HasAdapters(Protocol):
+    """What can look for new adapters."""
+
+    async def reload(self) -> Reload: ...
+    async def close(self) -> None: ...
+
+
+class HttpServer(uvicorn.Server):
     """uvicorn with signals as `Server.run` has them, and SIGHUP for adapters."""
 
     def __init__(
-        self, app: FastAPI, limits: Limits, service: Service, adapters: AdapterFolder | None
+        self, app: FastAPI, limits: Limits, service: Ends, adapters: HasAdapters | None
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -191,7 +192,20 @@ class _Uvicorn(uvicorn.Server):
             _say(f"adapter {name!a} is left out: {reason}")
 
 
-def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def with_pages(app: FastAPI, origins: tuple[str, ...]) -> FastAPI:
+    """Add what is for browsers: the playground, if it is installed, and who else may ask."""
+    if ui_missing() is None:
+        mount_ui(app)
     if origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -201,6 +215,7 @@ def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
+    return app
 
 
 def _say(message: str) -> None:

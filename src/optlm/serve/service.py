@@ -9,11 +9,14 @@ import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from optlm.engine.aio import AsyncLLM
+from optlm.engine.llm import LLM
 from optlm.engine.outputs import RequestOutput, StreamOutput
 from optlm.engine.params import SamplingParams
+from optlm.serve.adapters import AdapterFolder
 from optlm.serve.chat import ChatWords
 from optlm.serve.completions import Completions
 from optlm.serve.embeddings import EmbeddingPlan, embedding_answer
@@ -24,7 +27,7 @@ from optlm.serve.plan import CompletionPlan
 from optlm.serve.scoring import ScorePlan, score
 from optlm.serve.served import Served
 
-__all__ = ["Service", "all_of"]
+__all__ = ["Service", "all_of", "put_to_service"]
 
 T = TypeVar("T")
 
@@ -142,6 +145,21 @@ class Service:
                     if read is not None:
                         cached = read.num_cached_tokens
                         outputs[index] = replace(piece.result, num_cached_tokens=cached)
+
+
+def put_to_service(
+    llm: LLM, name: str, adapters: Path | None, limits: Limits
+) -> tuple[Service, AdapterFolder | None]:
+    """Start an engine on a thread of its own, which `Service.engine.close` ends.
+
+    Args:
+        name: what clients call the model.
+        adapters: folder of adapters, which are loaded by the first `AdapterFolder.reload`.
+    """
+    engine = AsyncLLM(llm)
+    folder = None if adapters is None else AdapterFolder(adapters, engine)
+    names = None if folder is None else folder.names
+    return Service(engine, Served.of(llm, name, int(time.time()), names), limits), folder
 
 
 def _worded(words: Completions | ChatWords, outputs: Sequence[RequestOutput]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,9 @@ STORY = (
     "to play with it. The dog was very happy and ran to her. Lily laughed and said, "
     '"You are my new friend!"'
 )
+
+GERMAN = "Es war einmal eine alte Frau, die hatte zwei Söhne und lebte mit ihnen im Wald."
+GERMAN_ADAPTER = Path(__file__).parents[2] / "models" / "mini-8m-german"
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +54,12 @@ def test_every_format_gives_nearly_the_same_score(llm: LLM, dtype: str) -> None:
     exact = llm.score(STORY)[0].bits_per_byte
     other = LLM(dtype=dtype, threads=1).score(STORY)[0].bits_per_byte  # type: ignore[arg-type]
     assert other == pytest.approx(exact, rel=0.01)
+
+
+def test_the_german_adapter_knows_german_better_and_english_worse(llm: LLM) -> None:
+    llm.load_adapter("german", GERMAN_ADAPTER)
+    base = llm.score([GERMAN, STORY])
+    german = llm.score([GERMAN, STORY], adapter="german")
+    llm.unload_adapter("german")
+    assert german[0].bits_per_byte < base[0].bits_per_byte - 0.2
+    assert german[1].bits_per_byte > base[1].bits_per_byte + 0.5

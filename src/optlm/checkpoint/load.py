@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 from optlm.checkpoint.configfile import read_config
 from optlm.checkpoint.faults import error_of, fault_error
-from optlm.checkpoint.files import present
+from optlm.checkpoint.files import present, read_small
 from optlm.checkpoint.names import CANONICAL, Named, fit, to_hugging_face
 from optlm.checkpoint.packed import PACKED_NAME, PackedWeights, read_packed
 from optlm.checkpoint.settings import config_from_settings
@@ -132,14 +133,17 @@ def resolve(
     offline: bool | None = None,
     progress: bool | None = None,
 ) -> Path:
-    """The local folder of `source`, downloaded if it names a hub model."""
+    """The local folder of `source`, downloaded if it names a hub model.
+
+    For the folder of a finished training run it is the folder of the model therein.
+    """
     path = Path(source)
     if os.path.isdir(source):  # unlike Path("").is_dir(), false for an empty or too long name
         if revision is not None:
             raise fault_error(
                 "revision", path, "is a local folder; a revision applies to hub models only"
             )
-        return path
+        return _model_in(path)
     from optlm.checkpoint.hub import download, is_hub_name  # its client takes time to import
 
     if os.path.lexists(path) or not is_hub_name(str(source)):
@@ -149,6 +153,50 @@ def resolve(
             "is neither a folder nor a hub name such as facebook/opt-125m",
         )
     return download(str(source), revision=revision, offline=offline, progress=progress)
+
+
+_RUN_LIMIT = 2**24  # bytes of a run.json
+
+
+def _model_in(folder: Path) -> Path:
+    """`folder`, or what a training run has left in it."""
+    if present(folder / "config.json"):
+        return folder
+    if present(folder / "adapter_config.json"):
+        raise fault_error(
+            "adapter",
+            folder,
+            "holds an adapter, no model; give the model it was made for as the model and this "
+            "folder as the adapter (--model MODEL --adapter DIR)",
+        )
+    technique = _technique(folder / "run.json") if present(folder / "run.json") else None
+    if technique is None:
+        return folder
+    if technique == "teacher-cache":
+        raise fault_error(
+            "teacher-cache",
+            folder,
+            "holds a teacher's predictions and no model",
+        )
+    model = folder / "model"
+    if not present(model / "config.json"):
+        raise fault_error(
+            "unfinished-run",
+            folder,
+            f"is the folder of a training run ({technique}) that has not left its model yet; give "
+            "the same command again, and it goes on to the end",
+        )
+    return model
+
+
+def _technique(file: Path) -> str | None:
+    """What trained in the folder of `file`, a ``run.json``; None if it is another program's."""
+    try:
+        values = json.loads(read_small(file, _RUN_LIMIT))
+    except (ValueError, RecursionError):
+        return None
+    technique = values.get("technique") if isinstance(values, dict) else None
+    return technique if isinstance(technique, str) else None
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> list[Fault]:

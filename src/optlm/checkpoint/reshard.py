@@ -85,6 +85,12 @@ def reshard(
 
 
 def _open(source: str | Path, weights: str | None) -> _Source:
+    names = list_folder(Path(source)) if os.path.isdir(source) else []
+    if "run.json" in names:
+        steps = [name for name in names if name.endswith(".parts")] or ["none yet"]
+        raise fault_error(
+            "run-folder", source, f"is the folder of a run; name a checkpoint in it: {steps[-1]}"
+        )
     folder = resolve(source)
     names = list_folder(folder)
     if "manifest.json" in names and "model" in names:
@@ -92,11 +98,6 @@ def _open(source: str | Path, weights: str | None) -> _Source:
     if weights is not None:
         raise fault_error(
             "weights", folder, f"is no checkpoint of training, so it has no choice of {weights!r}"
-        )
-    if "run.json" in names:
-        steps = [name for name in names if name.endswith(".parts")] or ["none yet"]
-        raise fault_error(
-            "run-folder", folder, f"is the folder of a run; name a checkpoint in it: {steps[-1]}"
         )
     if any(map(is_piece_file, names)):
         config = OPTConfig.from_file(folder / "config.json")

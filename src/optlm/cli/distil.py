@@ -68,6 +68,8 @@ def _work(settings: DistilConfig, options: Namespace) -> None:
         models["student without teacher"] = distil(
             settings.control, options.out / CONTROL, data_folder=data, log=say
         )
-    if not options.no_report:
+    if not settings.training.data.validation:
+        say("no report: data.validation names no held-out text")
+    elif not options.no_report:
         print(write_report(settings, options.out, models, log=say))
     say(f"the student is in {models['student']}")

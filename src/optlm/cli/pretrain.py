@@ -32,7 +32,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of the run; an unfinished one is resumed")
     parser.add_argument("--data", type=Path, help="folder of the packed tokens (OUT/data)")
     parser.add_argument(
-        "--show", metavar="SIZE", help="print the settings of a size (125m ... 175b, mini-8m)"
+        "--show", metavar="SIZE", help="print the settings of a size (125m ... 175b, mini-8m, tiny)"
     )
     parser.add_argument(
         "--allow-change",

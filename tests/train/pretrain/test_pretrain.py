@@ -156,7 +156,7 @@ def test_recipe_beside_the_bundled_model_describes_it() -> None:
         (["data"], [], "data must be a JSON object"),
         (["data", "parts"], {}, "data.parts must be a JSON list"),
         (["data", "parts"], [3], r"data.parts\[0\] must be a JSON object"),
-        (["data", "parts"], [{"name": "a"}], r"data.parts\[0\] lacks file, weight"),
+        (["data", "parts"], [{"name": "a"}], r"data.parts\[0\] lacks file"),
         (["data", "vocab_size"], 301, "vocab_size 300 is not the tokenizer's 301"),
         (["sequence_lengths"], {"128": 1}, "128 does not fit the context of 64"),
         (["sequence_lengths"], {"24": 1}, "no multiple of sequence length 24"),

@@ -41,9 +41,13 @@ def open_data(
     checkpoint: Checkpoint,
     folder: Path,
     *,
+    anew: bool = False,
     log: Callable[[str], None] = lambda message: None,
 ) -> DistilData:
     """Pack the text with the teacher's tokenizer in `folder`, or use what is there.
+
+    Args:
+        anew: replace data of another configuration or tokenizer, which nothing stands on.
 
     Raises:
         ConfigError: the folder holds data of another configuration or tokenizer.
@@ -52,7 +56,7 @@ def open_data(
     """
     training = config.training
     tokenizer = teacher_tokenizer(checkpoint)
-    manifest = prepare(training.data, folder, tokenizer=tokenizer, log=log)
+    manifest = prepare(training.data, folder, tokenizer=tokenizer, anew=anew, log=log)
     mixture = training_mixture(training, folder, manifest)
     return DistilData(tokenizer=tokenizer, batch=mixture.batch, order=_order(training, manifest))
 

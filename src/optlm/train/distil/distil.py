@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optlm.checkpoint import Checkpoint
-from optlm.checkpoint.save import save_checkpoint
 from optlm.errors import ConfigError
 from optlm.model import OPT
 from optlm.train.distil.data import DistilData, open_data
@@ -32,17 +30,16 @@ from optlm.train.distil.teacher import LiveTeacher, open_teacher, states_between
 from optlm.train.distil.teacher_cache import TeacherCache
 from optlm.train.distil.weights_of import weights_of
 from optlm.train.loop.forward import Forward, autocast
-from optlm.train.loop.state import load_trained_state
 from optlm.train.loop.trainer import Loss, Trainer
 from optlm.train.pretrain.pretrain import training_flops
 from optlm.train.pretrain.validate import Validation
-from optlm.train.run.folder import RunFolder, claim
+from optlm.train.run.export import MODEL, export_run
+from optlm.train.run.folder import RunFolder, claim, data_of
 from optlm.train.tokens.packed import TOKENIZER
 from optlm.train.tokens.words import WordCounter
 
-__all__ = ["MODEL", "DistilConfig", "cache_claim", "distil", "first_student"]
+__all__ = ["DistilConfig", "cache_claim", "distil", "first_student"]
 
-MODEL = "model"  # folder of the finished student, in the folder of its run
 _CALIBRATION_STEPS = 4  # batches whose activations choose the basis of a narrower student
 _EMBEDDING = "model.decoder.embed_tokens.weight"
 
@@ -85,7 +82,8 @@ def distil(
         KeyboardInterrupt: stopped by a signal, after saving.
     """
     checkpoint = open_teacher(config.teacher)
-    data = open_data(config, checkpoint, data_folder or out / "data", log=log)
+    packed, anew = data_of(out, data_folder)
+    data = open_data(config, checkpoint, packed, anew=anew, log=log)
     digest = teacher_digest(checkpoint)
     cache = _open_cache(config, cache_folder, digest, data)
     folder = RunFolder(out)
@@ -108,7 +106,15 @@ def distil(
             log=log,
         )
         trainer.run()
-        return _save(trainer, folder, checkpoint)
+        stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
+        export_run(
+            out,
+            out / MODEL,
+            dtype="f32" if stored == {"F32"} else "bf16",  # as the teacher's files have it
+            untrained=student.state_dict(),
+            tokenizer_from=checkpoint.folder,
+        )
+        return out / MODEL
 
 
 def cache_claim(config: DistilConfig, digest: str, data: DistilData) -> dict[str, Any]:
@@ -306,27 +312,3 @@ def _batch_loss(
     if hints is not None:
         total = total + hints.distance(model, states, teachers)
     return Loss(total, len(targets), words=batch.words, activations=sizes)
-
-
-# ---- the finished student -----------------------------------------------------------------------
-
-
-def _save(trainer: Trainer[OPT, Batch], folder: RunFolder, checkpoint: Checkpoint) -> Path:
-    """Write the student of the best step, as the teacher's files have it: f32, or bf16."""
-    step = trainer.best[1] or trainer.step
-    state = folder.load(step)
-    load_trained_state(trainer.model, state["average"] or state["model"])
-    names = trainer.model.config.parameter_shapes()
-    weights: dict[str, NDArray[np.float32]] = {
-        name: value.detach().numpy()
-        for name, value in trainer.model.state_dict().items()
-        if name in names
-    }
-    stored = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    return save_checkpoint(
-        folder.path / MODEL,
-        trainer.model.config,
-        weights,
-        dtype="f32" if stored == {"F32"} else "bf16",
-        tokenizer_from=checkpoint.folder,
-    )

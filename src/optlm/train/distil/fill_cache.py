@@ -17,7 +17,7 @@ from optlm.train.distil.recipe import DistilConfig
 from optlm.train.distil.teacher import open_teacher, teacher_digest
 from optlm.train.distil.teacher_cache import CacheFormat, write_cache
 from optlm.train.distil.teacher_engine import EngineTeacher
-from optlm.train.run.folder import TrainingError
+from optlm.train.run.folder import TrainingError, data_of
 
 __all__ = ["DistilConfig", "EngineOptions", "cache_teacher"]
 
@@ -71,7 +71,8 @@ def cache_teacher(
     )
     if dry_run:
         return form
-    data = open_data(config, checkpoint, data_folder or out / "data", log=log)
+    packed, anew = data_of(out, data_folder)
+    data = open_data(config, checkpoint, packed, anew=anew, log=log)
     written = sum(file.stat().st_size for file in out.glob("shard-*.topk"))
     if free < form.total_bytes - written:
         raise TrainingError(

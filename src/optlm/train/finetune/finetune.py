@@ -35,7 +35,8 @@ from optlm.train.finetune.packing import PackedBatches, Rows, make_rows
 from optlm.train.loop.optim import OptimConfig
 from optlm.train.loop.state import load_trained_state
 from optlm.train.loop.trainer import LoopConfig, Loss, Trainer
-from optlm.train.run.folder import RunFolder, TrainingError, claim
+from optlm.train.run.export import writing
+from optlm.train.run.folder import RunFolder, claim
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune", "stored_dtype"]
 
@@ -305,7 +306,7 @@ class _Job:
     # ---- results -------------------------------------------------------------------------------
 
     def _export(self, folder: Path, adapted: Adapted, base: dict[str, str]) -> None:
-        try:
+        with writing(folder):
             if self.config.adapter is not None:
                 save_adapter(
                     folder,
@@ -322,11 +323,6 @@ class _Job:
                 dtype=stored_dtype(self.checkpoint),
                 tokenizer_from=self.checkpoint.folder,
             )
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {folder}: {error}; the checkpoints are unharmed: free some space "
-                "and run the same command again"
-            ) from error
 
     def _result(
         self, step: int, best: tuple[float, int], base_loss: float, kl: float

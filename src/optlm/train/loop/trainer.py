@@ -104,7 +104,7 @@ class Trainer(Generic[M, B]):
             predictions of the step, so splitting a batch changes nothing but memory.
         evaluate: called with the averaged model (without averaging: the model) in evaluation mode;
             returns named figures for the log, of which `"score"` (lower is better) picks the best
-            checkpoint. It must leave PyTorch's random state as it was.
+            checkpoint; without one the last counts. PyTorch's random state must stay as it was.
         describe: what the batch of a step is made of, as JSON values, for the logbook.
         half: gradients are computed in float16, so the loss is scaled up for them.
         flops_per_token: arithmetic of one prediction, forward and backward; with `peak_flops` of
@@ -334,6 +334,8 @@ class Trainer(Generic[M, B]):
         figures = self._parallel.judge(self._evaluate, self.average)
         self.model.train()
         self._diary.judged(figures | ({"reached": reached} if reached else {}))
+        if "score" not in figures:
+            return False
         better = bool(figures["score"] < self.best[0])
         self._stale = 0 if better else self._stale + 1
         if better:

@@ -25,6 +25,7 @@ from optlm.model import OPT
 from optlm.train.pretrain.pairs import judge_pairs, read_pairs, read_texts, surprisal
 from optlm.train.pretrain.pretrain import pretrain
 from optlm.train.pretrain.recipe import PretrainConfig, expanded
+from optlm.train.run.folder import data_of
 from optlm.train.run.settings import build, json_object, read_settings
 from optlm.train.tokens.packed import TOKENIZER, DataConfig, TokenSet, encode_documents, prepare
 from optlm.train.tokens.words import WordCounter
@@ -121,8 +122,8 @@ def train(
     Raises:
         ConfigError: the text has more words than the track allows; and as `pretrain`.
     """
-    data_folder = data_folder or out / "data"
-    manifest = prepare(settings.data, data_folder, log=log)
+    data_folder, anew = data_of(out, data_folder)
+    manifest = prepare(settings.data, data_folder, anew=anew, log=log)
     tokenizer = Tokenizer.from_file(str(data_folder / TOKENIZER))
     tokens, words = _counted(settings.data, data_folder, manifest, WordCounter(tokenizer))
     protocol = settings.babylm

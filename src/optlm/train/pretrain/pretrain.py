@@ -24,7 +24,8 @@ from optlm.train.loop.trainer import Loss, Trainer
 from optlm.train.parallel.alone import Alone
 from optlm.train.pretrain.recipe import PretrainConfig
 from optlm.train.pretrain.validate import Validation
-from optlm.train.run.folder import RunFolder, claim
+from optlm.train.run.export import MODEL, export_run
+from optlm.train.run.folder import RunFolder, claim, data_of
 from optlm.train.tokens.packed import TOKENIZER, Mixture, TokenSet, prepare
 from optlm.train.tokens.words import WordCounter
 
@@ -51,6 +52,8 @@ def pretrain(
 ) -> OPT:
     """Train the model of `config` in the folder `out`, or go on where it stopped.
 
+    At the end `out`/model holds the best averaged weights in float32, as they were judged.
+
     Args:
         data_folder: where the packed tokens are, or shall be; `out`/data if None.
         may_change: dotted names of settings that may differ from those the run was begun with.
@@ -72,8 +75,8 @@ def pretrain(
     parallel = parallel or Alone()
     wanted = claim("pretrain", config)
     with parallel.holding(RunFolder(out), wanted, may_change=may_change) as folder:
-        packed = data_folder or out / "data"
-        manifest = parallel.first(lambda: prepare(config.data, packed, log=log))
+        packed, anew = data_of(out, data_folder)
+        manifest = parallel.first(lambda: prepare(config.data, packed, anew=anew, log=log))
         folder.stand_on(_hashes(manifest))
         tokenizer_json = (packed / TOKENIZER).read_bytes()
         folder.write(TOKENIZER, tokenizer_json)
@@ -96,6 +99,9 @@ def pretrain(
             log=log,
         )
         trainer.run()
+        if folder.writes:
+            step = export_run(out, out / MODEL, dtype="f32")
+            log(f"the model of step {step} is in {out / MODEL}; optlm generate --model {out}")
         return trainer.average
 
 

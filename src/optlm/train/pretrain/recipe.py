@@ -25,6 +25,7 @@ from optlm.train.tokens.packed import DataConfig
 __all__ = ["PretrainConfig", "changeable", "example", "expanded", "recipe", "recipe_names"]
 
 INIT_STD = 0.006
+_LENGTH = 512  # of the rows, or the context where that is shorter
 WARMUP_TOKENS, WARMUP_STEPS = 375_000_000, 2000  # the smaller models; OPT-175B, and at most
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -42,7 +43,7 @@ class PretrainConfig:
     loop: LoopConfig
     batch_tokens: int = 4096  # predicted tokens a step
     micro_batch_tokens: int = 4096  # of them at once in memory
-    sequence_lengths: dict[int, float] = field(default_factory=lambda: {512: 1.0})  # length: share
+    sequence_lengths: dict[int, float] = field(default_factory=lambda: {_LENGTH: 1.0})  # : share
     precision: str = "bf16"  # of the matrix products; weights and optimizer are always float32
     recompute_activations: bool = False  # less memory for a third more arithmetic
     compile: bool = False  # fuse the operators of a layer with torch.compile
@@ -66,6 +67,11 @@ class PretrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must lie between 0 and 2^63 - 1")
+        if self.loop.patience is not None and not self.data.validation:
+            raise ConfigError(
+                "loop.patience waits for a better score on held-out text: name some in "
+                "data.validation, or leave patience out"
+            )
         if not self.sequence_lengths:
             raise ConfigError("sequence_lengths is empty; give at least one length and its share")
         for length, share in self.sequence_lengths.items():
@@ -98,8 +104,8 @@ class PretrainConfig:
         whole["model"] = OPTConfig.from_dict(model)
         whole["data"] = DataConfig.from_dict(whole.get("data", {}))
         whole["loop"] = build(LoopConfig, loop, "loop")
-        if "sequence_lengths" in whole:
-            whole["sequence_lengths"] = _lengths(whole["sequence_lengths"])
+        longest = min(_LENGTH, whole["model"].max_position_embeddings)
+        whole["sequence_lengths"] = _lengths(whole.get("sequence_lengths", {longest: 1.0}))
         return build(cls, whole, "the configuration")
 
     @classmethod
@@ -113,8 +119,8 @@ class PretrainConfig:
 
 
 def recipe_names() -> list[str]:
-    """Sizes that have a recipe: the nine published ones by size, then the mini family."""
-    return [*PUBLISHED, *sorted(file.stem for file in _RECIPES.glob("mini-*.json"))]
+    """Sizes that have a recipe: the nine published ones, the mini family, and one to try out."""
+    return [*PUBLISHED, *sorted(file.stem for file in _RECIPES.glob("mini-*.json")), "tiny"]
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -136,12 +142,22 @@ def recipe(name: str) -> dict[str, Any]:
 def expanded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with the name of a size, if one stands for the model, replaced by its recipe.
 
+    Model and tokenizer have one ``vocab_size``; it may be given for either.
+
     Raises:
         ConfigError: no such size.
     """
     name = settings.get("model")
     others = {key: value for key, value in settings.items() if key != "model"}
-    return _merged(recipe(name), others) if isinstance(name, str) else dict(settings)
+    whole = _merged(recipe(name), others) if isinstance(name, str) else dict(settings)
+    model, data = whole.get("model", {}), whole.get("data", {})
+    if not (isinstance(model, Mapping) and isinstance(data, Mapping)):
+        return whole  # to be refused by whoever reads it
+    size = data.get("vocab_size", model.get("vocab_size", DataConfig.vocab_size))
+    asked = {"vocab_size": size} if isinstance(name, str) else {}
+    whole["model"] = {"vocab_size": size, **model, **asked}
+    whole["data"] = {"vocab_size": size, **data}
+    return whole
 
 
 def example(name: str) -> dict[str, Any]:

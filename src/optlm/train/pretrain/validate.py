@@ -44,15 +44,15 @@ class Validation:
             self._domains[domain] = (documents, report.text_bytes)
 
     def __call__(self, model: OPT) -> dict[str, Any]:
-        """``bits_per_byte`` by domain, their mean as ``score``, and ``samples``."""
+        """``bits_per_byte`` by domain, their mean as ``score`` if there is any, ``samples``."""
         with autocast(self._config.precision, model.decoder.embed_tokens.weight.device.type):
             bits = {
                 domain: round(bits_per_byte(model, documents, size), 4)
                 for domain, (documents, size) in self._domains.items()
             }
             samples = [self._continue(model, prompt) for prompt in self._config.prompts]
-        score = sum(bits.values()) / len(bits) if bits else 0.0
-        return {"score": score, "bits_per_byte": bits, "samples": samples}
+        score = {"score": sum(bits.values()) / len(bits)} if bits else {}
+        return {**score, "bits_per_byte": bits, "samples": samples}
 
     def _continue(self, model: OPT, prompt: str) -> str:
         ids = self._tokenizer.encode(prompt).ids

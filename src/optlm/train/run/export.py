@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from optlm.checkpoint.save import atomic_file, save_checkpoint
+from optlm.checkpoint.staging import staged_folder
 from optlm.config import OPTConfig
 from optlm.errors import CheckpointError
-from optlm.train.run.folder import RunFolder
+from optlm.train.run.folder import RunFolder, TrainingError
 
-__all__ = ["export_run"]
+__all__ = ["MODEL", "export_run", "writing"]
+
+MODEL = "model"  # folder of the finished model, in the folder of its run
 
 
 def export_run(
@@ -21,23 +28,28 @@ def export_run(
     dtype: str = "bf16",
     step: int | None = None,
     averaged: bool = True,
+    untrained: Mapping[str, Tensor] | None = None,
+    tokenizer_from: Path | None = None,
 ) -> int:
     """Write the weights of a run's best checkpoint, with its configuration and tokenizer.
 
-    Works while the run is still going on.
+    Works while the run is still going on. `folder` changes as a whole or not at all.
 
     Args:
         dtype: "bf16", "f16" or "f32".
         step: take this checkpoint and not the best one by validation.
         averaged: take the moving average, which validation judges, if the run keeps one; else the
             weights as trained.
+        untrained: weights that the run leaves alone, and therefore has in no checkpoint.
+        tokenizer_from: a folder whose tokenizer files are copied; None writes the run's own.
 
     Returns:
         The step that was exported.
 
     Raises:
         CheckpointError: `run` is no run folder.
-        TrainingError: the run has no checkpoint yet, or the one asked for is missing or damaged.
+        TrainingError: the run has no checkpoint yet, the one asked for is missing or damaged, or
+            `folder` cannot be written.
     """
     try:
         settings = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -46,16 +58,30 @@ def export_run(
         raise CheckpointError(f"{run} is no folder of a training run: {error}") from error
     config = OPTConfig.from_dict(settings["model"])
     step, state = _choose(RunFolder(run), step)
-    chosen = (state["average"] if averaged else None) or state["model"]
+    chosen = (untrained or {}) | ((state["average"] if averaged else None) or state["model"])
     names = config.parameter_shapes()  # a distillation may have trained projections beside them
-    weights = {name: weight.numpy() for name, weight in chosen.items() if name in names}
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "tokenizer.json") as file:
-        file.write(tokenizer)
-    _write_json(folder / "tokenizer_config.json", _tokenizer_settings(config))
-    _write_json(folder / "generation_config.json", _generation_settings(config))
-    save_checkpoint(folder, config, weights, dtype=dtype)
+    weights = {name: weight.detach().numpy() for name, weight in chosen.items() if name in names}
+    with writing(folder), staged_folder(folder) as stage:
+        if tokenizer_from is None:
+            _write_tokenizer(stage, tokenizer, config)
+        save_checkpoint(stage, config, weights, dtype=dtype, tokenizer_from=tokenizer_from)
     return step
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A result of a run is being written to `folder`.
+
+    Raises:
+        TrainingError: instead of an OSError of the block: what to do about a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {folder}: {error}; the checkpoints are unharmed: free some space "
+            "and give the same command again"
+        ) from error
 
 
 def _choose(run: RunFolder, step: int | None) -> tuple[int, dict[str, Any]]:
@@ -66,6 +92,13 @@ def _choose(run: RunFolder, step: int | None) -> tuple[int, dict[str, Any]]:
         raise CheckpointError(f"{run.path} has no checkpoint yet")
     best = latest["best"][1]
     return (best, run.load(best)) if best else (latest["step"], latest)
+
+
+def _write_tokenizer(folder: Path, tokenizer: bytes, config: OPTConfig) -> None:
+    with atomic_file(folder / "tokenizer.json") as file:
+        file.write(tokenizer)
+    _write_json(folder / "tokenizer_config.json", _tokenizer_settings(config))
+    _write_json(folder / "generation_config.json", _generation_settings(config))
 
 
 def _tokenizer_settings(config: OPTConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,9 +31,11 @@ from optlm.checkpoint.save import atomic_file
 from optlm.errors import ConfigError, OptlmError
 from optlm.train.run.signature import check_signature, sign
 
-__all__ = ["RunFolder", "TrainingError", "claim"]
+__all__ = ["RunFolder", "TrainingError", "claim", "data_of"]
 
 _SMALL_FILES = ("run.json", "inputs.json", "tokenizer.json", "log.jsonl", "logbook.md", "loss.png")
+_CLAIMS = ("run.json", "inputs.json")
+_BEFORE_TRAINING = {*_CLAIMS, "lock", "tokenizer.json", "data"}  # with more, a run has begun
 # All that PyTorch raises for a damaged file.
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError)
 
@@ -51,6 +53,20 @@ def claim(technique: str, settings: Any, **others: Any) -> dict[str, Any]:
         others: what else decides the result, such as a fingerprint of the model that is adapted.
     """
     return {"technique": technique, **dataclasses.asdict(settings), **others}
+
+
+def data_of(out: Path, given: Path | None) -> tuple[Path, bool]:
+    """Folder of the packed tokens of the run in `out`, and whether they may be packed anew.
+
+    They may if they are the run's own and nothing stands on them: it failed before it began.
+    """
+    own = out / "data"
+    folder = own if given is None else given
+    return folder, folder == own and _names(out) <= _BEFORE_TRAINING - {"inputs.json"}
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
 class RunFolder:
@@ -90,7 +106,11 @@ class RunFolder:
                 ) from None
             self._claim(config, may_change)
             self._sweep()
-            yield
+            try:
+                yield
+            except BaseException:
+                self._release()
+                raise
 
     def _claim(self, config: dict[str, Any], may_change: Collection[str]) -> None:
         file = self.path / "run.json"
@@ -109,6 +129,13 @@ class RunFolder:
         if differences:
             self.changes = {name: list(values) for name, values in differences.items()}
             self.write("run.json", json.dumps(config, indent=1).encode())
+
+    def _release(self) -> None:
+        """Give up the claim of a run that failed before it began: its settings may be mended."""
+        with suppress(OSError):
+            if _names(self.path) <= _BEFORE_TRAINING:
+                for name in _CLAIMS:
+                    (self.path / name).unlink(missing_ok=True)
 
     def stand_on(self, inputs: dict[str, Any]) -> None:
         """Note hashes of what the run reads besides its settings, or compare them with those noted.

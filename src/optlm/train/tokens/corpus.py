@@ -92,7 +92,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if tokenizer.get_vocab_size() != vocab_size:
         raise CorpusError(
             f"the text yields only {tokenizer.get_vocab_size()} vocabulary entries, "
-            f"not {vocab_size}; give more text or ask for a smaller vocabulary"
+            f"not {vocab_size}; give more text, or set data.vocab_size to that or less"
         )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", END)]

@@ -13,7 +13,7 @@ import dataclasses
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Part:
 
     name: str
     file: str
-    weight: float  # share of the training rows, relative to the other parts
+    weight: float = 1.0  # share of the training rows, relative to the other parts
     decay_weight: float | None = None  # the same while the learning rate falls; None: `weight`
     sources: tuple[str, ...] = ()  # beginnings of the wanted ``source`` values; empty: all
     max_bytes: int | None = None  # use only the first so many bytes of text
@@ -67,7 +67,7 @@ class DataConfig:
     """What the model reads, and the tokenizer made from it."""
 
     parts: tuple[Part, ...]
-    validation: dict[str, str]  # domain -> file
+    validation: dict[str, str] = field(default_factory=dict)  # domain -> file; the judges
     vocab_size: int = 8192
     tokenizer_bytes: int = 20_000_000  # read to train the tokenizer, shared out by weight
 
@@ -104,6 +104,7 @@ def prepare(
     folder: Path,
     *,
     tokenizer: Tokenizer | None = None,
+    anew: bool = False,
     log: Callable[[str], None] = lambda message: None,
     max_broken: int | None = None,
     progress: Progress | None = None,
@@ -112,6 +113,7 @@ def prepare(
 
     Args:
         tokenizer: pack with this one, and train none.
+        anew: replace data of another configuration or tokenizer, which nothing stands on.
         max_broken: broken lines of one part that are left out; more are an error. None: any number.
         progress: told how many bytes of the source files were packed.
 
@@ -121,13 +123,18 @@ def prepare(
         ``sha256``, ``starts_sha256``, ``files``.
 
     Raises:
-        ConfigError: the folder was prepared from another configuration or tokenizer.
+        ConfigError: the folder was prepared from another configuration or tokenizer (not `anew`).
         CorpusError: a file is missing or damaged, too much is broken, or a part holds no document.
     """
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists
     try:
         if (folder / MANIFEST).exists():
-            return _used_again(folder, wanted, tokenizer)
+            try:
+                return _used_again(folder, wanted, tokenizer)
+            except ConfigError:
+                if not anew:
+                    raise
+                (folder / MANIFEST).unlink()
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer is None:
             tokenizer = train_tokenizer(_tokenizer_texts(config), config.vocab_size)

@@ -4,12 +4,15 @@
 
 DIR holds hellaswag.jsonl (docs/evaluation.md). Each round takes items of its own, so no cache of an
 earlier round helps, and all sides answer the same requests of the harness, one after another. The
-clock runs from the texts to the answers. The figures of both sides must agree.
+clock runs from the texts to the answers. The figures of both sides must agree. "Work" counts two
+operations for each weight of the layers and each token that our float32 reads, and of the head for
+each token of an ending; torch's own products of 1,024 tokens tell what the machine gives.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -28,15 +31,24 @@ def main() -> int:
     folder = Path(wanted.model) if wanted.model else checkpoints.checkpoint("125m")
     sides = {name: load(name, folder, wanted.threads) for name in SIDES}
     rows, worst = [], 0.0
+    rates: dict[str, float] = {}
     for shots, count in ((0, wanted.items), (5, max(wanted.items // 4, 1))):
         seconds: dict[str, list[float]] = {name: [] for name in SIDES}
         for number in range(wanted.rounds):
             requests = requests_of(wanted.data, sides["optlm-f32"], shots, count, number)
             answers = {}
             for name, lm in sides.items():
+                read = lm.scorer.num_forward_tokens if name == "optlm-f32" else 0
                 start = time.perf_counter()
                 answers[name] = ask(lm, requests)
                 seconds[name].append(time.perf_counter() - start)
+                if name == "optlm-f32":
+                    work = work_of(lm, requests, lm.scorer.num_forward_tokens - read)
+                    key = f"work of optlm-f32, {shots} shots, GFLOP/s"
+                    rates[key] = max(rates.get(key, 0.0), work / seconds[name][-1] / 1e9)
+            for form in ("float32", "bfloat16"):
+                key = f"torch's products in {form}, GFLOP/s"
+                rates[key] = max(rates.get(key, 0.0), product_rate(form) / 1e9)
             print(f"round {number + 1}, {shots} shots", file=sys.stderr)
             pairs = zip(answers["hf-f32"], answers["optlm-f32"], strict=True)
             worst = max(worst, *(abs(a[0] - b[0]) for a, b in pairs))
@@ -58,7 +70,7 @@ def main() -> int:
             "items_s": "items/s",
             "times": "x hf-f32",
         },
-        headline={**told, "worst disagreement in float32, nats": worst},
+        headline={**told, **rates, "worst disagreement in float32, nats": worst},
         packages=versions("lm-eval", "transformers", "torch"),
     ).publish(wanted)
     return 0 if worst < AGREE else 1
@@ -117,6 +129,32 @@ def requests_of(data: Path, lm: Any, shots: int, count: int, number: int) -> lis
 
 def ask(lm: Any, requests: list[Any]) -> list[tuple[float, bool]]:
     return list(lm.loglikelihood(requests, disable_tqdm=True))
+
+
+def work_of(lm: Any, requests: list[Any], tokens: int) -> float:
+    """Floating-point operations of requests for which `tokens` tokens went through the model."""
+    shapes = lm.llm.config.parameter_shapes()
+    layers = sum(
+        math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2
+    )
+    head = math.prod(shapes["model.decoder.embed_tokens.weight"])
+    encode = lm.scorer.tokenizer.encode
+    endings = sum(len(encode(request.args[1], add_bos=False)) for request in requests)
+    return 2.0 * (layers * tokens + head * endings)
+
+
+def product_rate(form: str) -> float:
+    """Operations a second of the product that a 125M model's fc1 makes of 1,024 tokens."""
+    import torch
+
+    dtype = getattr(torch, form)
+    inputs, weight = torch.randn(1024, 768, dtype=dtype), torch.randn(3072, 768, dtype=dtype)
+    best = math.inf
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.nn.functional.linear(inputs, weight)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * inputs.numel() * len(weight) / best
 
 
 def versions(*names: str) -> dict[str, str]:

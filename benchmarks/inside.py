@@ -1,9 +1,10 @@
 """What is inside a model: what its heads do, how they came about, how sparse its units are.
 
-python benchmarks/inside.py --corpus CORPUS [--runs RUN ...]
+python benchmarks/inside.py --corpus CORPUS [--models FOLDER ...] [--runs RUN ...]
 
-CORPUS holds DOMAIN.valid.jsonl.zst. RUN is a folder of `optlm pretrain` with checkpoints kept
-(`loop.keep_every`). docs/findings.md tells what came of it.
+CORPUS holds DOMAIN.valid.jsonl.zst. FOLDER is a model whose heads are matched with ours. RUN is a
+folder of `optlm pretrain` with checkpoints kept (`loop.keep_every`). docs/findings.md tells what
+came of it.
 """
 
 from __future__ import annotations
@@ -63,13 +64,8 @@ def main() -> None:
     ours = head_report(subject.model, texts, name="mini-8m", seeds=PROBES)
     publish_heads(wanted, subject.model, ours)
     publish_units(wanted, subject.model, domains)
-    for folder in wanted.models:
-        other = open_subject(folder)
-        theirs = head_report(other.model, texts, name=Path(folder).name, seeds=PROBES)
-        found = align_heads(ours, theirs)
-        print(f"{Path(folder).name}: {found.same_role_share:.0%} of {len(found.pairs)} pairs agree")
-        for pair in found.pairs:
-            print(f"  {pair.ours} {pair.theirs} {pair.distance:.3f}")
+    if wanted.models:
+        publish_alignment(wanted, ours, texts)
     if wanted.runs:
         publish_training(wanted, texts)
 
@@ -127,7 +123,7 @@ def publish_heads(wanted: argparse.Namespace, model: OPT, found: HeadReport) -> 
             },
         },
         packages={},
-    ).publish(wanted)
+    ).publish(wanted, lambda path: draw_heads(path, found))
 
 
 def publish_units(
@@ -162,6 +158,45 @@ def publish_units(
     ).publish(wanted)
 
 
+def publish_alignment(
+    wanted: argparse.Namespace, ours: HeadReport, texts: Sequence[Sequence[int]]
+) -> None:
+    rows: list[dict[str, Any]] = []
+    shares = {}
+    for folder in map(Path, wanted.models):
+        theirs = head_report(open_subject(folder).model, texts, name=folder.name, seeds=PROBES)
+        found = align_heads(ours, theirs)
+        shares[f"pairs of {folder.name} with one role"] = (
+            f"{sum(pair.same_role for pair in found.pairs)} of {len(found.pairs)}"
+        )
+        for pair in found.pairs:
+            row = {"model": folder.name, "distance": pair.distance}
+            for side, head, scored in (("our", pair.ours, ours), ("their", pair.theirs, theirs)):
+                place = head.layer, head.head
+                row[f"{side}_head"] = f"{head.layer}.{head.head}"
+                row[f"{side}_role"] = head.role
+                for key in ("previous", "induction", "spread"):
+                    row[f"{side}_{key}"] = float(scored.scores[key][place])
+            rows.append(row)
+    report.Report(
+        name="inside-alignment",
+        title="Heads of the bundled model and their counterparts in others",
+        method=METHOD.format(threads=wanted.threads)
+        + " Pairs are the one-to-one matching with the least total distance over all scores and "
+        "the relative depth (Hungarian method), nearest first.",
+        rows=rows,
+        columns={"model": "model"}
+        | {
+            f"{side}_{key}": f"{side} {key}"
+            for side in ("our", "their")
+            for key in ("head", "role", "previous", "induction", "spread")
+        }
+        | {"distance": "distance"},
+        headline=shares,
+        packages={},
+    ).publish(wanted)
+
+
 def publish_training(wanted: argparse.Namespace, texts: Sequence[Sequence[int]]) -> None:
     rows = []
     for run in wanted.runs:
@@ -184,7 +219,7 @@ def publish_training(wanted: argparse.Namespace, texts: Sequence[Sequence[int]])
         },
         headline={},
         packages={},
-    ).publish(wanted)  # fmt: skip
+    ).publish(wanted, lambda path: draw_training(path, rows))  # fmt: skip
 
 
 def checkpoint_row(
@@ -211,6 +246,65 @@ def checkpoint_row(
         "previous_heads": len(found.with_role("previous")),
         "active": sparsity_profile(model, texts).mean_share,
     }
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def draw_heads(path: Path, found: HeadReport) -> None:
+    """One field a head, layers downwards, for the scores that tell heads apart."""
+    pyplot = drawing()
+    names = ("previous", "induction", "duplicate", "start", "itself", "spread")
+    figure, axes = pyplot.subplots(1, len(names), figsize=(10, 3.6), layout="constrained")
+    for axis, name in zip(axes, names, strict=True):
+        score = found.scores[name]
+        axis.imshow(score, cmap="Blues", vmin=0, vmax=1)
+        for (layer, head), value in np.ndenumerate(score):
+            shade = "white" if value > 0.6 else "black"
+            axis.text(head, layer, f"{value:.2f}", ha="center", va="center", size=7, color=shade)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("head", fontsize=8)
+        axis.set_xticks(range(score.shape[1]))
+        axis.set_yticks(range(score.shape[0]))
+        axis.tick_params(length=0, labelsize=8)
+    axes[0].set_ylabel("layer", fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def draw_training(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """What grows over the tokens that were read, one line a run."""
+    pyplot = drawing()
+    panels = {
+        "previous": "previous-token score, best head",
+        "induction": "induction score, best head",
+        "copying": "copying, nats a token",
+        "active": "active inputs of fc2",
+    }
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
+    for axis, (key, title) in zip(axes.flat, panels.items(), strict=True):
+        for run in dict.fromkeys(row["run"] for row in rows):
+            own = [row for row in rows if row["run"] == run]
+            tokens = [row["tokens"] / 1e6 for row in own]
+            axis.plot(tokens, [row[key] for row in own], marker=".", label=run)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_ylim(bottom=min(0, *axis.get_ylim()))
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    for axis in axes[1]:
+        axis.set_xlabel("million tokens read", fontsize=9)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def drawing() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_ensembles_average_their_members() -> None:
 @given(
     st.integers(30, 400),
     st.lists(st.text("ab ", max_size=40), max_size=8),
-    st.text("cd ", max_size=60),
+    st.text("cd ", max_size=59).map("c".__add__),
 )
 def test_packing_never_cuts(context: int, texts: list[str], query: str) -> None:
     """The prompt fits, its query is whole, its shots are the last ones, and one more would not."""
@@ -125,6 +125,12 @@ def test_packing_never_cuts(context: int, texts: list[str], query: str) -> None:
 def test_a_query_alone_over_the_context_is_told() -> None:
     with pytest.raises(ContextLengthError, match=r"'xxx.* takes 72 tokens .* holds 50"):
         Classifier(Planted(context=50), ["good", "bad"])(["x" * 59])
+
+
+def test_empty_texts_are_told(base: LLM) -> None:
+    for texts in (["the cat", ""], ["the cat", " \n"]):
+        with pytest.raises(RequestError, match="text 1 is empty; there is nothing to classify"):
+            classify(texts, ["good", "bad"], llm=base, method="calibrated")
 
 
 @pytest.mark.parametrize(

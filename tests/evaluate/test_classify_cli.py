@@ -59,8 +59,20 @@ def test_a_report(
         (["--text", "x", "--labels", "a,a b"], "begins the label"),
         (["--text", "x", "--labels", "a,b", "--template", "t"], "one place for the text"),
         (["--text", "x", "--labels", "a,b", "--method", "m"], "use one of plain"),
+        (["--text", "", "--labels", "a,b"], "text 0 is empty"),
+        (["--text", "x " * 3000, "--labels", "a,b"], "a query is never cut"),
     ],
 )
 def test_bad_words(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["classify", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_that_are_not_utf8(
+    tmp_path: Path, shots: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(b"caf\xe9\n")
+    for words in ([str(latin)], [str(shots), "--shots", str(latin)]):
+        assert run(["classify", *words, "--labels", "good,bad"]) == 2
+        assert "latin.txt is not UTF-8 (byte 3)" in capsys.readouterr().err

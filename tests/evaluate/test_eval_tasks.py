@@ -165,6 +165,9 @@ def test_broken_files_are_told_by_line(tmp_path: Path) -> None:
         (tmp_path / "piqa.jsonl").write_text(text, encoding="utf-8")
         with pytest.raises(RequestError, match=message):
             read_items(tmp_path, "piqa", TASKS["piqa"].fields)
+    (tmp_path / "piqa.jsonl").write_bytes(b'{"question": "caf\xe9"}\n')
+    with pytest.raises(RequestError, match=r"line 1 is not UTF-8 \(byte 17 of the line\)"):
+        read_items(tmp_path, "piqa")
 
 
 def test_prompts_of_the_paper() -> None:

@@ -11,7 +11,8 @@ from subjects import tiny, tokens
 
 from optlm.errors import BackendError, RequestError
 from optlm.interpret import attribute_tokens
-from optlm.interpret.attribution import METHODS
+from optlm.interpret.attribution import BASELINES, METHODS
+from optlm.model import hooked
 from variants import VARIANTS
 
 captum = pytest.importorskip("captum")
@@ -36,6 +37,29 @@ def test_methods(name: str, method: str) -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
+@every_variant
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_baselines_are_what_they_say(name: str, baseline: str) -> None:
+    """What is explained is the way from a text whose other tokens have the baseline's embedding."""
+    model, ids = tiny(name), tokens(name, 5)
+    found = attribute_tokens(model, ids, method="occlusion", baseline=baseline)
+    table = model.decoder.embed_tokens.weight
+    absent = {"mean": table.mean(0), "zero": 0 * table[0], "end": table[2]}[baseline]
+    inputs = absent.expand(1, 5, -1).clone()
+    inputs[0, 0] = table[ids[0]]
+    if model.decoder.project_in is not None:
+        inputs = model.decoder.project_in(inputs)
+
+    def logprob() -> float:
+        with torch.no_grad():
+            return float(model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[found.target])
+
+    whole = logprob()
+    with hooked(model, {"hook_embed": lambda _: inputs}):
+        assert found.explained == pytest.approx(whole - logprob(), abs=1e-4)
+    assert found.baseline == baseline
+
+
 def test_shapley_of_two_tokens_is_the_mean_of_both_orders() -> None:
     """With two tokens at stake occlusion tells one order; Shapley's values lie between orders."""
     model, ids = tiny("base"), tokens("base", 3)
@@ -56,6 +80,7 @@ def test_too_few_steps_are_refused() -> None:
     ("wrong", "message"),
     [
         ({"method": "gradcam"}, "no method 'gradcam'; there are integrated_gradients"),
+        ({"baseline": "eos"}, "no baseline 'eos'; there are mean, zero, end"),
         ({"steps": 0}, r"steps \(0\)"),
         ({"tolerance": float("nan")}, r"tolerance \(nan\)"),
         ({"target": 300}, r"token id 300 is not in 0\.\.299"),

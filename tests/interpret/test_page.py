@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from subjects import tiny, tokens
+from subjects import TEXT as WORDS
+from subjects import subject, tiny, tokens
 
 from optlm.config import OPTConfig
 from optlm.errors import ContextLengthError, RequestError
@@ -61,6 +62,15 @@ def test_every_variant_packs(name: str) -> None:
         for head in range(config.num_attention_heads):
             rows = np.stack([unpack_row(packed, layer, head, t) for t in range(len(ids))])
             np.testing.assert_allclose(rows, maps[layer, head], atol=0.0041)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_has_a_page(name: str) -> None:
+    described, data = carried(inspect_page(subject(name), WORDS).html)
+    ids = subject(name).tokens(WORDS)
+    assert described["ids"] == ids
+    found = token_probabilities(tiny(name), ids, top=8)
+    np.testing.assert_array_equal(array(described, data, "token.logprobs"), found.logprobs)
 
 
 def test_a_small_budget_keeps_the_strongest_keys(bundled: Subject) -> None:

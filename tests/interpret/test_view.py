@@ -103,6 +103,13 @@ def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFix
     assert message in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"caf\xe9")
+    assert run(["inspect", "--file", str(file)]) == 2
+    assert "latin.txt is not UTF-8 (byte 3)" in capsys.readouterr().err
+
+
 def test_position_out_of_range() -> None:
     with pytest.raises(RequestError, match="0 is the start token"):
         study(subject("base"), TEXT, position=-100)

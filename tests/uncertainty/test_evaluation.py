@@ -121,6 +121,14 @@ def test_texts(tmp_path: Path) -> None:
     path.write_text("\n\n")
     with pytest.raises(RequestError, match="holds no text"):
         read_texts(path)
+    path.write_bytes(b"one\ncaf\xe9\n")
+    with pytest.raises(RequestError, match=r"t\.txt:2 is not UTF-8 \(byte 3 of the line\)"):
+        read_texts(path)
+    lines = tmp_path / "t.jsonl"
+    lines.write_bytes(b'{"text": "caf\xe9"}\n')
+    for read in (read_texts, read_items):
+        with pytest.raises(RequestError, match=r"t\.jsonl:1 is not UTF-8 \(byte 13 of the line\)"):
+            read(lines)
 
 
 # ---- judging -------------------------------------------------------------------------------------

@@ -92,12 +92,18 @@ def test_rows_leave_the_engine_as_they_come(base: LLM) -> None:
 
 
 def test_the_last_tokens_alone(base: LLM) -> None:
-    (whole,) = measure(base, [[2, 5, 6, 7]])
-    assert whole.last(2).token_ids.tolist() == [6, 7]
-    assert whole.last(2).logprob.tolist() == whole.logprob[1:].tolist()
+    texts = [[2, 5, 6, 7], [2, 5, 6, 8, 9], np.random.default_rng(0).integers(4, 300, 150).tolist()]
+    whole = measure(base, texts)
+    for count in (1, 2, 3):
+        some = measure(base, texts, last=[count] * 3)
+        for each, all_of_it in zip(some, whole, strict=True):
+            for name, values in vars(each).items():
+                assert values.tolist() == vars(all_of_it)[name][-count:].tolist()
+    (long,) = measure(base, texts[2:], last=[100])  # of more than one window
+    assert long.entropy.tolist() == whole[2].entropy[-100:].tolist()
     for count in (0, 4):
-        with pytest.raises(RequestError, match="give 1 to 3"):
-            whole.last(count)
+        with pytest.raises(RequestError, match=f"the last {count} of 3 tokens"):
+            measure(base, texts[:1], last=[count])
 
 
 def test_a_certain_distribution_has_no_entropy() -> None:

@@ -150,8 +150,12 @@ class Classifier:
         """Label each text.
 
         Raises:
+            RequestError: a text is empty.
             ContextLengthError: a text does not fit into the context by itself.
         """
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise RequestError(f"text {number} is empty; there is nothing to classify")
         packed = [[self._pack(member, text) for member in self._members] for text in texts]
         prompts = [
             self.prompt(member, text)
@@ -259,7 +263,7 @@ def classify(
         llm: an engine; the bundled model when None.
 
     Raises:
-        RequestError: labels, templates, shots or numbers that make no sense.
+        RequestError: labels, templates, shots or numbers that make no sense, or an empty text.
         ContextLengthError: a text does not fit into the context by itself.
     """
     classifier = Classifier(

@@ -56,6 +56,8 @@ def _items(path: Path, compression: str, fields: tuple[str, ...]) -> Iterator[It
             continue
         try:
             item = json.loads(line)
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{where} is not UTF-8 (byte {error.start} of the line)") from None
         except ValueError as error:
             raise RequestError(f"{where} is no JSON: {error}") from None
         if not isinstance(item, dict):

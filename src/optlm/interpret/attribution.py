@@ -23,7 +23,7 @@ from optlm.interpret.cache import array
 from optlm.interpret.subject import check_finite, token_rows
 from optlm.model import OPT, hooked
 
-__all__ = ["METHODS", "TokenAttribution", "attribute_tokens"]
+__all__ = ["BASELINES", "METHODS", "TokenAttribution", "attribute_tokens"]
 
 # Whether the method promises that its values sum to the difference from the baseline.
 METHODS = {
@@ -32,6 +32,7 @@ METHODS = {
     "occlusion": False,
     "input_x_gradient": False,
 }
+BASELINES = ("mean", "zero", "end")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +40,7 @@ class TokenAttribution:
     """What each token of the text adds to the log-probability of `target` after it, in nats."""
 
     method: str
+    baseline: str
     tokens: tuple[int, ...]
     target: int
     values: NDArray[np.float32]  # (T,)
@@ -54,28 +56,32 @@ def attribute_tokens(
     *,
     target: int | None = None,
     method: str = "integrated_gradients",
+    baseline: str = "mean",
     steps: int = 64,
     tolerance: float = 0.05,
     seed: int = 0,
 ) -> TokenAttribution:
     """Attribute the log-probability of `target` (None: the likeliest) after `tokens` to them.
 
-    The baseline has the mean embedding of the vocabulary at every position but the start token's,
-    so the start token gets 0.
+    The baseline keeps the start token, so that gets 0.
 
     Args:
         method: one of `METHODS`. "occlusion" puts one token after the other to the baseline.
+        baseline: the embedding that stands for an absent token: the "mean" of the vocabulary,
+            "zero", or that of the "end" token.
         steps: points on the path of integrated gradients; permutations for "shapley".
         tolerance: largest |delta|, as a share of |explained| (at least of 1 nat), with which a
             method that promises completeness is believed.
 
     Raises:
-        RequestError: an unknown method or target, or a delta above the tolerance.
+        RequestError: an unknown method, baseline or target, or a delta above the tolerance.
         BackendError: captum is not installed.
         CheckpointError: weights hold NaN.
     """
     if method not in METHODS:
         raise RequestError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    if baseline not in BASELINES:
+        raise RequestError(f"no baseline {baseline!r}; there are {', '.join(BASELINES)}")
     if steps < 1 or not tolerance > 0:
         raise RequestError(
             f"steps ({steps}) must be at least 1 and tolerance ({tolerance}) above 0"
@@ -87,7 +93,7 @@ def attribute_tokens(
     chosen = int(logits.argmax()) if target is None else target
     if not 0 <= chosen < len(logits):
         raise RequestError(f"token id {chosen} is not in 0..{len(logits) - 1}")
-    explain = _Explained(model, ids, chosen)
+    explain = _Explained(model, ids, chosen, baseline)
     torch.manual_seed(seed)  # captum draws permutations from PyTorch's own generator
     present = torch.ones(1, ids.shape[1], device=ids.device)
     values = _run(method, explain, present, steps)
@@ -101,6 +107,7 @@ def attribute_tokens(
         )
     return TokenAttribution(
         method=method,
+        baseline=baseline,
         tokens=tuple(tokens),
         target=chosen,
         values=array(values),
@@ -118,9 +125,9 @@ class _Explained:
     integral of the gradient over that line is integrated gradients, summed over the embedding.
     """
 
-    def __init__(self, model: OPT, ids: Tensor, target: int) -> None:
+    def __init__(self, model: OPT, ids: Tensor, target: int, baseline: str) -> None:
         self.model, self.ids, self.target = model, ids, target
-        self.baseline, self.step = _embeddings(model, ids)
+        self.baseline, self.step = _embeddings(model, ids, baseline)
 
     def __call__(self, present: Tensor) -> Tensor:
         embeddings = self.baseline + present[..., None].to(self.step.dtype) * self.step
@@ -131,16 +138,21 @@ class _Explained:
 
 
 @torch.no_grad()
-def _embeddings(model: OPT, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _embeddings(model: OPT, ids: Tensor, baseline: str) -> tuple[Tensor, Tensor]:
     """Embeddings (1, T, D) of the baseline, and the steps from there to the text's."""
     decoder = model.decoder
+    table = decoder.embed_tokens.weight
+    absent = {
+        "mean": table.mean(dim=0),
+        "zero": torch.zeros_like(table[0]),
+        "end": table[model.config.eos_token_id],
+    }[baseline]
     inputs = decoder.embed_tokens(ids)
-    mean = decoder.embed_tokens.weight.mean(dim=0)
     if decoder.project_in is not None:
-        inputs, mean = decoder.project_in(inputs), decoder.project_in(mean)
-    baseline = mean.expand_as(inputs).clone()
-    baseline[:, 0] = inputs[:, 0]
-    return baseline, inputs - baseline
+        inputs, absent = decoder.project_in(inputs), decoder.project_in(absent)
+    start = absent.expand_as(inputs).clone()
+    start[:, 0] = inputs[:, 0]
+    return start, inputs - start
 
 
 def _run(method: str, explain: _Explained, present: Tensor, steps: int) -> Tensor:

@@ -75,13 +75,15 @@ def ask(
     # An answer that ends at once is the end of a line.
     texts = [output.text.rstrip() or "\n" for output in llm.generate(list(prompts), greedy)]
     asked = [continuation(llm, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-    read = measure(llm, [each.ids for each in asked], adapter=adapter)
+    read = measure(
+        llm, [each.ids for each in asked], last=[each.count for each in asked], adapter=adapter
+    )
     doubts = doubts_of_truth(llm, prompts, texts, adapter=adapter)
     answered = []
     for i, prompt in enumerate(prompts):
         grouped = meanings(llm, prompt, drawn[i], adapter=adapter)
         figures = {
-            **token_figures(read[i].last(asked[i].count)),
+            **token_figures(read[i]),
             "disagreement": disagreement(drawn[i]),
             "semantic-entropy": grouped.entropy,
             "semantic-entropy-discrete": grouped.discrete,

@@ -105,8 +105,9 @@ def judge_choices(
     texts = [item.choices[place] for item, place in zip(items, best, strict=True)]
     prompts = [item.prompt for item in items]
     asked = [continuation(llm, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-    read = measure(llm, [each.ids for each in asked], adapter=adapter)
-    chosen = [whole.last(each.count) for whole, each in zip(read, asked, strict=True)]
+    chosen = measure(
+        llm, [each.ids for each in asked], last=[each.count for each in asked], adapter=adapter
+    )
     found = {
         **_columns([token_figures(each) for each in chosen]),
         **_of_choices(scores, temperature),

@@ -62,6 +62,8 @@ def read_items(path: Path, *, limit: int | None = None) -> list[Item]:
             continue
         try:
             items.append(_item(json.loads(line)))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, number, error) from None
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{path.name}:{number} is no item: {error}") from error
     if not items:
@@ -85,6 +87,8 @@ def read_texts(path: Path, *, limit: int | None = None) -> list[str]:
             break
         try:
             text = line.decode("utf-8") if source.format == "text" else json.loads(line)["text"]
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, number, error) from None
         except (ValueError, RecursionError, TypeError, KeyError) as error:
             raise RequestError(f"{path.name}:{number} holds no text: {error!r:.100}") from error
         if not isinstance(text, str):
@@ -93,6 +97,10 @@ def read_texts(path: Path, *, limit: int | None = None) -> list[str]:
     if not texts:
         raise RequestError(f"{path} holds no text")
     return texts
+
+
+def _not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> RequestError:
+    return RequestError(f"{path.name}:{number} is not UTF-8 (byte {error.start} of the line)")
 
 
 def _lines(path: Path) -> list[bytes]:

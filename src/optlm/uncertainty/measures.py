@@ -7,20 +7,25 @@ Letters: N tokens, R rows, V vocabulary. Logarithms are natural.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from optlm.engine.prompts import OnePrompt
+from optlm.engine.reading import normalizers
+from optlm.engine.tree import TokenTree
+from optlm.engine.windows import plan_windows
 from optlm.errors import RequestError
-from optlm.uncertainty.reading import Float32, Float64, Ints, Progress, as_ids, read_rows
+from optlm.uncertainty.reading import Float32, Float64, Ints, Progress, as_ids
 
 if TYPE_CHECKING:
     from optlm.engine.llm import LLM
 
 __all__ = ["TokenMeasures", "check_temperature", "measure", "measure_rows", "tempered"]
+
+_TREE_TOKENS = 1 << 14  # of the texts that are read together, more or less
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,16 +55,6 @@ class TokenMeasures:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def last(self, count: int) -> TokenMeasures:
-        """The last `count` tokens alone: an answer after its prompt.
-
-        Raises:
-            RequestError: there are not as many, or `count` is not positive.
-        """
-        if not 0 < count <= len(self):
-            raise RequestError(f"the last {count} of {len(self)} tokens: give 1 to {len(self)}")
-        return TokenMeasures(**{name: value[-count:] for name, value in vars(self).items()})
-
     @property
     def total(self) -> float:
         """Log-likelihood of the text, nats."""
@@ -87,27 +82,95 @@ def measure(
     llm: LLM,
     texts: Sequence[OnePrompt],
     *,
+    last: Sequence[int] | None = None,
     temperature: float = 1.0,
     adapter: str | None = None,
     progress: Progress = lambda count: None,
 ) -> list[TokenMeasures]:
     """Read texts (or lists of token ids) and measure every token after the first.
 
+    What texts begin with alike is read once, and one longer than the context in overlapping
+    windows, as `LLM.score` does.
+
     Args:
+        last: measure only so many tokens at the end of each text: an answer after its prompt.
         temperature: divides the logits first, such as one that `temperature.fit_tokens` found.
         adapter: name of a loaded adapter.
 
     Raises:
-        RequestError: an empty text, one that cannot be read, a temperature out of range.
+        RequestError: an empty text, one that cannot be read, a temperature or `last` out of range.
     """
     check_temperature(temperature)
     sequences = [as_ids(llm, text) for text in texts]
-    parts: list[list[TokenMeasures]] = [[] for _ in sequences]
-    for rows in read_rows(llm, sequences, adapter=adapter):
-        parts[rows.text].append(measure_rows(tempered(rows.logprobs, temperature), rows.targets))
-        if rows.position + len(rows.targets) == len(sequences[rows.text]):
-            progress(1)
-    return [_joined(each) for each in parts]
+    counts = [len(ids) - 1 for ids in sequences] if last is None else last
+    for ids, count in zip(sequences, counts, strict=True):
+        if not 0 < count < len(ids):
+            raise RequestError(f"the last {count} of {len(ids) - 1} tokens: give 1 or more of them")
+    found: list[TokenMeasures] = []
+    for chunk in _chunks(list(zip(sequences, counts, strict=True))):
+        tree = TokenTree()
+        parts = [_add(llm, tree, ids, count) for ids, count in chunk]
+        figures = _Figures(tree, temperature)
+        llm.read(tree, figures, adapter=adapter)
+        found += [figures.of(part) for part in parts]
+        progress(len(chunk))
+    return found
+
+
+def _chunks(asked: list[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
+    begin = size = 0
+    for end, (ids, _) in enumerate(asked, start=1):
+        size += len(ids)
+        if size >= _TREE_TOKENS or end == len(asked):
+            yield asked[begin:end]
+            begin, size = end, 0
+
+
+def _add(llm: LLM, tree: TokenTree, ids: list[int], count: int) -> list[int]:
+    """Add a text to the tree; the nodes of its last `count` tokens."""
+    windows = plan_windows(
+        ids,
+        context=llm.config.max_position_embeddings,
+        bos=llm.config.bos_token_id,
+        on_overflow="windows",
+        stride=None,
+    )
+    before = len(ids) - 1 - count  # tokens still to come that nobody asks for
+    nodes: list[int] = []
+    for token_ids, score_from in windows:
+        skipped = min(before, len(token_ids) - 1 - score_from)
+        before -= skipped
+        number = tree.add(token_ids, score_from + skipped)
+        nodes += tree.paths[number][score_from + skipped + 1 :]
+    return nodes
+
+
+class _Figures:
+    """A `Measure` that keeps the figures of the token at every node."""
+
+    def __init__(self, tree: TokenTree, temperature: float) -> None:
+        self._tokens = np.array(tree.tokens, np.intp)
+        self._children = tree.children()
+        self._temperature = temperature
+        whole = ("token_ids", "rank", "top_id")
+        self._values: dict[str, Any] = {
+            field.name: np.empty(len(self._tokens), np.intp if field.name in whole else np.float64)
+            for field in fields(TokenMeasures)
+        }
+
+    def __call__(self, logits: Float32, nodes: list[int]) -> Float64:
+        rows = [row for row, node in enumerate(nodes) for _ in self._children[node]]
+        following = [child for node in nodes for child in self._children[node]]
+        logprobs = logits[rows]
+        measured = normalizers(logits, nodes)  # overwrites the logits
+        logprobs -= measured[rows, :1].astype(np.float32)
+        found = measure_rows(tempered(logprobs, self._temperature), self._tokens[following])
+        for name, values in self._values.items():
+            values[following] = getattr(found, name)
+        return measured
+
+    def of(self, nodes: list[int]) -> TokenMeasures:
+        return TokenMeasures(**{name: values[nodes] for name, values in self._values.items()})
 
 
 def check_temperature(temperature: float) -> None:
@@ -146,10 +209,4 @@ def measure_rows(logprobs: Float32, targets: Ints) -> TokenMeasures:
         rank=1 + (logprobs > chosen[:, None]).sum(axis=1),
         top_id=top,
         top_prob=probs[each, top].astype(np.float64),
-    )
-
-
-def _joined(parts: Sequence[TokenMeasures]) -> TokenMeasures:
-    return TokenMeasures(
-        **{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
     )

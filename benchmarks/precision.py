@@ -16,7 +16,14 @@ from bits_per_byte import BUNDLED, read
 from optlm import LLM
 from report import Report
 
-DTYPES = ("f32", "bf16", "int8")
+# Title: format of the weights, of keys and values.
+FORMATS = {
+    "f32": ("f32", "f32"),
+    "bf16": ("bf16", "f16"),
+    "int8": ("int8", "f16"),
+    "int8, int8 keys and values": ("int8", "int8"),
+}
+COSTS = {f"{title} over f32, %": title for title in FORMATS if title.startswith("int8")}
 
 
 @dataclasses.dataclass
@@ -35,7 +42,7 @@ def main() -> None:
         file.name.removesuffix(".valid.jsonl.zst"): read(file, options.bytes)
         for file in sorted(options.corpus.glob("*.valid.jsonl.zst"))
     }
-    found = {dtype: measure(options.model, dtype, texts) for dtype in DTYPES}
+    found = {title: measure(options.model, *of, texts) for title, of in FORMATS.items()}
     rows = [row(domain, found) for domain in [*texts, "all"]]
     report = Report(
         name="precision",
@@ -46,17 +53,18 @@ def main() -> None:
         columns={
             "domain": "domain",
             "bytes": "bytes",
-            **{dtype: dtype for dtype in DTYPES},
-            "int8 over f32, %": "int8 over f32, %",
+            **{title: title for title in (*FORMATS, *COSTS)},
         },
-        headline={"int8 over f32, all domains, %": rows[-1]["int8 over f32, %"]},
+        headline={f"{cost}, all domains": rows[-1][cost] for cost in COSTS},
         packages={},
     )
     report.publish(options)
 
 
-def measure(model: Path, dtype: str, texts: dict[str, list[str]]) -> dict[str, Totals]:
-    llm = LLM(model, dtype=dtype)  # type: ignore[arg-type]
+def measure(
+    model: Path, dtype: str, kv_dtype: str, texts: dict[str, list[str]]
+) -> dict[str, Totals]:
+    llm = LLM(model, dtype=dtype, kv_dtype=kv_dtype)  # type: ignore[arg-type]
     totals = {domain: Totals() for domain in [*texts, "all"]}
     for domain, documents in texts.items():
         for scored in llm.score(documents, on_overflow="windows"):
@@ -68,13 +76,10 @@ def measure(model: Path, dtype: str, texts: dict[str, list[str]]) -> dict[str, T
 
 
 def row(domain: str, found: dict[str, dict[str, Totals]]) -> dict[str, float | int | str]:
-    exact, small = found["f32"][domain], found["int8"][domain]
-    return {
-        "domain": domain,
-        "bytes": exact.size,
-        **{dtype: found[dtype][domain].bits_per_byte for dtype in DTYPES},
-        "int8 over f32, %": 100 * (small.bits_per_byte / exact.bits_per_byte - 1),
-    }
+    exact = found["f32"][domain]
+    bits = {title: totals[domain].bits_per_byte for title, totals in found.items()}
+    costs = {cost: 100 * (bits[title] / bits["f32"] - 1) for cost, title in COSTS.items()}
+    return {"domain": domain, "bytes": exact.size, **bits, **costs}
 
 
 def arguments() -> argparse.Namespace:

@@ -2,14 +2,58 @@
 
 inline Float load_kv(const float* p) { return load(p); }
 inline Float load_kv(const uint16_t* p) { return load_half(p); }
+inline Float load_kv(const int8_t* p) { return load_int8(p); }
 
 inline void store_kv(float* p, Float x) { store(p, x); }
 // Beyond the range of a half: its largest number, as float_to_half has it.
 inline void store_kv(uint16_t* p, Float x) { store_half(p, max(min(x, splat(65504.0f)), splat(-65504.0f))); }
 
+// The 16 scales of a block's keys; those of its values follow.
+inline const float* scales_of(const AttentionArgs& a, int64_t block) {
+  return reinterpret_cast<const float*>(a.block<int8_t>(block) + kv_scales_at(a.head_dim));
+}
+
+// Up to 16 numbers of x, zeros after them.
+inline Float load_some(const float* x, int64_t count) {
+  if (count >= kLanes) return load(x);
+  alignas(64) float padded[kLanes] = {};
+  std::memcpy(padded, x, count * sizeof(float));
+  return load(padded);
+}
+
+// What a head's numbers are multiplied by to become 8 bits; the scale that takes it back is stored.
+inline Float factor_of(const float* x, int64_t dim, float* scale) {
+  Float largest = splat(0.0f);
+  for (int64_t d = 0; d < dim; d += kLanes) largest = max(largest, abs(load_some(x + d, dim - d)));
+  const float top = largest_of(largest);
+  const bool zero = top < 1e-30f;
+  *scale = zero ? 0.0f : top / 127.0f;
+  return splat(zero ? 0.0f : 127.0f / top);
+}
+
+inline void write_int8(const AttentionArgs& a) {
+  const int64_t padded_dim = round_up(a.head_dim, kLanes);
+  for (int64_t i = 0; i < a.count; ++i) {
+    const int64_t pos = a.first_position + i, slot = pos % kBlockTokens;
+    int8_t* block = reinterpret_cast<int8_t*>(a.cache) + a.blocks[pos / kBlockTokens] * a.block_stride;
+    int8_t* value = block + a.head_dim * kBlockTokens + slot * padded_dim;
+    float* scales = reinterpret_cast<float*>(block + kv_scales_at(a.head_dim)) + slot;
+    const float *k = a.k + i * a.stride, *v = a.v + i * a.stride;
+    const Float key_factor = factor_of(k, a.head_dim, scales);
+    const Float value_factor = factor_of(v, a.head_dim, scales + kBlockTokens);
+    for (int64_t d = 0; d < a.head_dim; d += kLanes) {
+      const int64_t count = a.head_dim - d < kLanes ? a.head_dim - d : kLanes;
+      alignas(64) int8_t column[kLanes];
+      store_low_bytes(column, to_int(mul(load_some(k + d, count), key_factor)));
+      for (int64_t j = 0; j < count; ++j) block[(d + j) * kBlockTokens + slot] = column[j];
+      store_low_bytes(value + d, to_int(mul(load_some(v + d, count), value_factor)));
+    }
+  }
+}
+
 // Keys go to columns, values to rows; both are converted 16 at a time.
 template <class KV>
-inline void write_cache(const AttentionArgs& a) {
+inline void write_floats(const AttentionArgs& a) {
   const int64_t padded_dim = round_up(a.head_dim, kLanes);
   for (int64_t i = 0; i < a.count; ++i) {
     const int64_t pos = a.first_position + i;
@@ -18,19 +62,10 @@ inline void write_cache(const AttentionArgs& a) {
     KV* value = block + a.head_dim * kBlockTokens + pos % kBlockTokens * padded_dim;
     for (int64_t d = 0; d < a.head_dim; d += kLanes) {
       const int64_t count = a.head_dim - d < kLanes ? a.head_dim - d : kLanes;
-      alignas(64) float padded[2][kLanes] = {};
-      const float* k = a.k + i * a.stride + d;
-      const float* v = a.v + i * a.stride + d;
-      if (count < kLanes) {
-        std::memcpy(padded[0], k, count * sizeof(float));
-        std::memcpy(padded[1], v, count * sizeof(float));
-        k = padded[0];
-        v = padded[1];
-      }
       alignas(64) KV column[kLanes];
-      store_kv(column, load(k));
+      store_kv(column, load_some(a.k + i * a.stride + d, count));
       for (int64_t j = 0; j < count; ++j) key[(d + j) * kBlockTokens] = column[j];
-      store_kv(value + d, load(v));
+      store_kv(value + d, load_some(a.v + i * a.stride + d, count));
     }
   }
 }
@@ -53,8 +88,13 @@ inline void score_blocks(const AttentionArgs& a, const float* query, int64_t que
       for (int m = 0; m < M; ++m) sum[n][m] = fma(q, keys[m], sum[n][m]);
     }
   }
-  for (int n = 0; n < N; ++n) {
-    for (int m = 0; m < M; ++m) store(scores + n * row + (first_block + m) * kBlockTokens, sum[n][m]);
+  for (int m = 0; m < M; ++m) {
+    float* target = scores + (first_block + m) * kBlockTokens;
+    if constexpr (sizeof(KV) == 1) {
+      const Float scale = load(scales_of(a, first_block + m));
+      for (int n = 0; n < N; ++n) sum[n][m] = mul(sum[n][m], scale);
+    }
+    for (int n = 0; n < N; ++n) store(target + n * row, sum[n][m]);
   }
 }
 
@@ -128,6 +168,15 @@ inline void attend(const AttentionArgs& a, int64_t i) {
     for (int64_t p = own; p < blocks * kBlockTokens; ++p) scores[n * row + p] = 0.0f;
     factor[n] = softmax(scores + n * row, own, a.prefix_tokens, a.prefix_places());
   }
+  if constexpr (sizeof(KV) == 1) {  // a value's scale goes into its weight
+    for (block = 0; block < blocks; ++block) {
+      const Float scale = load(scales_of(a, block) + kBlockTokens);
+      for (int n = 0; n < N; ++n) {
+        float* p = scores + n * row + block * kBlockTokens;
+        store(p, mul(load(p), scale));
+      }
+    }
+  }
   int64_t dim = 0;
   for (; dim + 64 <= padded_dim; dim += 64) weigh_values<N, 4, KV>(a, scores, row, length, dim, out);
   for (; dim < padded_dim; dim += 16) weigh_values<N, 1, KV>(a, scores, row, length, dim, out);
@@ -139,7 +188,11 @@ inline void attend(const AttentionArgs& a, int64_t i) {
 
 template <class KV>
 inline void attention_over(const AttentionArgs& a) {
-  write_cache<KV>(a);
+  if constexpr (sizeof(KV) == 1) {
+    write_int8(a);
+  } else {
+    write_floats<KV>(a);
+  }
   int64_t i = a.first_wanted;
   for (; i + kQueryTile <= a.count; i += kQueryTile) attend<kQueryTile, KV>(a, i);
   for (; i < a.count; ++i) attend<1, KV>(a, i);
@@ -147,5 +200,6 @@ inline void attention_over(const AttentionArgs& a) {
 
 void attention(const AttentionArgs& a) {
   if (a.kv_dtype == DType::kF32) return attention_over<float>(a);
+  if (a.kv_dtype == DType::kInt8) return attention_over<int8_t>(a);
   return attention_over<uint16_t>(a);
 }

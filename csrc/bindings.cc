@@ -75,9 +75,7 @@ void check_config(const ModelConfig& c, int threads) {
   check_range("max_batch_tokens", c.max_batch_tokens, kMaxCount);
   check_range("threads", threads, kMaxThreads);
   if (c.hidden_size % c.num_heads != 0) throw std::invalid_argument("hidden_size must be a multiple of num_heads");
-  if (c.kv_dtype != DType::kF32 && c.kv_dtype != DType::kF16) {
-    throw std::invalid_argument("keys and values are f32 or f16");
-  }
+  if (c.kv_dtype == DType::kBF16) throw std::invalid_argument("keys and values are f32, f16 or int8");
   if (c.positions_dtype == DType::kInt8) throw std::invalid_argument("the position table is not quantised");
 }
 

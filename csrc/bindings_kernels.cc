@@ -107,7 +107,7 @@ void attention(const std::string& isa, In2 qkv, Ids blocks, int64_t num_blocks, 
   const auto tokens = static_cast<int64_t>(qkv.shape(0)), dim = static_cast<int64_t>(qkv.shape(1)) / 3;
   AttentionArgs args;
   args.kv_dtype = parse_dtype(kv_dtype);
-  args.block_stride = kBlockTokens * (dim + round_up(dim, kLanes));
+  args.block_stride = kv_block_elements(args.kv_dtype, dim);
   std::vector<uint8_t> cache(num_blocks * args.block_stride * element_bytes(args.kv_dtype));
   std::vector<float> scratch(attention_scratch_floats(tokens + kBlockTokens, dim));
   const int64_t prefix_blocks = round_up(virtual_tokens, kBlockTokens) / kBlockTokens;

@@ -38,6 +38,9 @@ struct Kernels {
   void (*low_rank_out)(const float* b, int64_t rank, int64_t stride, const float* u, int64_t n, float* y);
 };
 
+// Key and value (head_dim each) of one position into place `slot` of a block; what `attention` does with each new token.
+void put_key_value(uint8_t* block, DType dtype, int64_t slot, const float* key, const float* value, int64_t head_dim);
+
 const Kernels& reference_kernels();
 #if defined(OPTLM_X86)
 const Kernels& avx2_kernels();

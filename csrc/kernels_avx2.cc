@@ -94,6 +94,10 @@ OPTLM_INLINE void store_low_bytes(void* p, Bytes a) {  // the low byte of each o
   store_bytes(wide, a);
   for (int i = 0; i < 16; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(wide[i]);
 }
+OPTLM_INLINE __m256 widen_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+OPTLM_INLINE Float load_int8(const int8_t* p) { return {widen_int8(p), widen_int8(p + 8)}; }
 OPTLM_INLINE int32_t sum_of(Bytes a) {
   const __m256i eight = _mm256_add_epi32(a.lo, a.hi);
   const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));

@@ -62,6 +62,9 @@ OPTLM_INLINE Bytes to_int(Float a) { return _mm512_cvtps_epi32(a); }
 OPTLM_INLINE void store_low_bytes(void* p, Bytes a) {  // the low byte of each of 16 int32
   _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
 }
+OPTLM_INLINE Float load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 OPTLM_INLINE int32_t sum_of(Bytes a) { return _mm512_reduce_add_epi32(a); }
 OPTLM_INLINE uint64_t nonzero_mask(Bytes a) { return _mm512_test_epi8_mask(a, a); }
 // c + the sum over each four neighbouring bytes of unsigned a times signed b.

@@ -180,21 +180,42 @@ void matmul(const MatmulArgs& a) {
   }
 }
 
-float load_kv(const uint8_t* cache, DType dtype, int64_t index) {
-  if (dtype == DType::kF32) return reinterpret_cast<const float*>(cache)[index];
-  return half_to_float(reinterpret_cast<const uint16_t*>(cache)[index]);
+float load_kv(const uint8_t* block, DType dtype, int64_t index) {
+  if (dtype == DType::kF32) return reinterpret_cast<const float*>(block)[index];
+  if (dtype == DType::kInt8) return reinterpret_cast<const int8_t*>(block)[index];
+  return half_to_float(reinterpret_cast<const uint16_t*>(block)[index]);
 }
 
-void store_kv(uint8_t* cache, DType dtype, int64_t index, float value) {
-  if (dtype == DType::kF32) {
-    reinterpret_cast<float*>(cache)[index] = value;
-  } else {
-    reinterpret_cast<uint16_t*>(cache)[index] = float_to_half(value);
+// What a block's 8-bit keys (kind 0) or values (kind 1) are multiplied by.
+float kv_scale(const AttentionArgs& a, const uint8_t* block, int64_t kind, int64_t slot) {
+  if (a.kv_dtype != DType::kInt8) return 1.0f;
+  return reinterpret_cast<const float*>(block + kv_scales_at(a.head_dim))[kind * kBlockTokens + slot];
+}
+
+// Numbers of one position, `step` elements apart from `begin` on.
+void put_numbers(uint8_t* block, DType dtype, const float* x, int64_t dim, int64_t begin, int64_t step, float* scale) {
+  float factor = 1.0f;
+  if (dtype == DType::kInt8) {
+    const float largest = max_abs(x, dim);
+    const bool zero = largest < 1e-30f;
+    factor = zero ? 0.0f : 127.0f / largest;
+    *scale = zero ? 0.0f : largest / 127.0f;
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    const int64_t place = begin + d * step;
+    if (dtype == DType::kF32) {
+      reinterpret_cast<float*>(block)[place] = x[d];
+    } else if (dtype == DType::kF16) {
+      reinterpret_cast<uint16_t*>(block)[place] = float_to_half(x[d]);
+    } else {
+      reinterpret_cast<int8_t*>(block)[place] = static_cast<int8_t>(std::nearbyint(x[d] * factor));
+    }
   }
 }
 
 const uint8_t* block_of(const AttentionArgs& a, int64_t index) {
   if (a.kv_dtype == DType::kF32) return reinterpret_cast<const uint8_t*>(a.block<float>(index));
+  if (a.kv_dtype == DType::kInt8) return reinterpret_cast<const uint8_t*>(a.block<int8_t>(index));
   return reinterpret_cast<const uint8_t*>(a.block<uint16_t>(index));
 }
 
@@ -212,8 +233,8 @@ void attend(const AttentionArgs& a, int64_t i) {
       const float key = load_kv(block, a.kv_dtype, d * kBlockTokens + pos % kBlockTokens);
       score = std::fma(a.q[i * a.stride + d] * a.query_scale, key, score);
     }
-    p[pos] = score;
-    largest = std::max(largest, score);
+    p[pos] = score * kv_scale(a, block, 0, pos % kBlockTokens);
+    largest = std::max(largest, p[pos]);
   }
   float sum[kLanes] = {};
   for (int64_t pos = 0; pos < length; ++pos) {
@@ -221,6 +242,9 @@ void attend(const AttentionArgs& a, int64_t i) {
     sum[pos % kLanes] += p[pos];
   }
   const float inverse = 1.0f / fold_sum(sum);
+  for (int64_t pos = 0; pos < length; ++pos) {
+    p[pos] *= kv_scale(a, block_of(a, pos / kBlockTokens), 1, pos % kBlockTokens);
+  }
   for (int64_t d = 0; d < a.head_dim; ++d) {
     float total = 0.0f;
     for (int64_t pos = 0; pos < length; ++pos) {
@@ -233,15 +257,10 @@ void attend(const AttentionArgs& a, int64_t i) {
 }
 
 void attention(const AttentionArgs& a) {
-  const int64_t padded_dim = round_up(a.head_dim, kLanes);
   for (int64_t i = 0; i < a.count; ++i) {
     const int64_t pos = a.first_position + i;
-    const int64_t block = a.blocks[pos / kBlockTokens] * a.block_stride;
-    const int64_t slot = pos % kBlockTokens;
-    for (int64_t d = 0; d < a.head_dim; ++d) {
-      store_kv(a.cache, a.kv_dtype, block + d * kBlockTokens + slot, a.k[i * a.stride + d]);
-      store_kv(a.cache, a.kv_dtype, block + a.head_dim * kBlockTokens + slot * padded_dim + d, a.v[i * a.stride + d]);
-    }
+    uint8_t* block = a.cache + a.blocks[pos / kBlockTokens] * a.block_stride * element_bytes(a.kv_dtype);
+    put_key_value(block, a.kv_dtype, pos % kBlockTokens, a.k + i * a.stride, a.v + i * a.stride, a.head_dim);
   }
   for (int64_t i = a.first_wanted; i < a.count; ++i) attend(a, i);
 }
@@ -262,6 +281,13 @@ void low_rank_out(const float* b, int64_t rank, int64_t stride, const float* u, 
 }
 
 }  // namespace
+
+void put_key_value(uint8_t* block, DType dtype, int64_t slot, const float* key, const float* value, int64_t head_dim) {
+  const int64_t padded_dim = round_up(head_dim, kLanes);
+  float* scales = reinterpret_cast<float*>(block + kv_scales_at(head_dim)) + slot;
+  put_numbers(block, dtype, key, head_dim, slot, kBlockTokens, scales);
+  put_numbers(block, dtype, value, head_dim, head_dim * kBlockTokens + slot * padded_dim, 1, scales + kBlockTokens);
+}
 
 const Kernels& reference_kernels() {
   static const Kernels table{"reference", to_float, max_abs,   quantize_weights, layer_norm,

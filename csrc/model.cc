@@ -19,8 +19,7 @@ Model::Model(const ModelConfig& config, const Kernels& kernels, int threads, uin
   const int64_t size = team_.size();
   by_heads_ = config_.num_heads % size == 0 && config_.num_heads / size * head_dim_ % kPanelRows == 0;
   by_groups_ = ffn_width_ / kGroup % size == 0;
-  const int64_t head_elements = kBlockTokens * (head_dim_ + round_up(head_dim_, kLanes));
-  block_stride_ = config_.num_heads * head_elements;
+  block_stride_ = config_.num_heads * kv_block_elements(config_.kv_dtype, head_dim_);
   int64_t elements = 0;
   if (__builtin_mul_overflow(config_.num_layers * block_stride_, 4 * config_.num_blocks, &elements)) {
     throw std::bad_alloc();

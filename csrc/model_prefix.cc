@@ -3,7 +3,6 @@
 #include <numeric>
 #include <vector>
 
-#include "float16.h"
 #include "model.h"
 
 namespace optlm {
@@ -22,24 +21,15 @@ void Model::place_prefix(Adapter& adapter, int64_t count, int64_t text_start) co
 void Model::set_prefix(int32_t id, const float* numbers, int64_t count, int64_t text_start) {
   Adapter& adapter = adapters_[id];
   place_prefix(adapter, count, text_start);
-  const int64_t d = config_.hidden_size, padded_dim = round_up(head_dim_, kLanes);
+  const int64_t d = config_.hidden_size, element = element_bytes(config_.kv_dtype);
   const int64_t head_stride = block_stride_ / config_.num_heads;
-  const auto put = [&](uint8_t* layer, int64_t index, float value) {
-    if (config_.kv_dtype == DType::kF32) {
-      reinterpret_cast<float*>(layer)[index] = value;
-    } else {
-      reinterpret_cast<uint16_t*>(layer)[index] = float_to_half(value);
-    }
-  };
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     uint8_t* layer = adapter.prefix.data() + index * prefix_bytes(adapter);
     for (int64_t t = 0; t < count; ++t) {
       const float* key = numbers + (t * config_.num_layers + index) * 2 * d;
-      const int64_t block = t / kBlockTokens * block_stride_, slot = t % kBlockTokens;
-      for (int64_t i = 0; i < d; ++i) {
-        const int64_t head = block + i / head_dim_ * head_stride, dim = i % head_dim_;
-        put(layer, head + dim * kBlockTokens + slot, key[i]);
-        put(layer, head + head_dim_ * kBlockTokens + slot * padded_dim + dim, key[d + i]);
+      for (int64_t head = 0; head < config_.num_heads; ++head, key += head_dim_) {
+        uint8_t* block = layer + (t / kBlockTokens * block_stride_ + head * head_stride) * element;
+        put_key_value(block, config_.kv_dtype, t % kBlockTokens, key, key + d, head_dim_);
       }
     }
   }

@@ -99,6 +99,13 @@ inline constexpr int64_t matmul_scratch_floats(int64_t cols) {
   return dense > sparse ? dense : sparse;
 }
 
+// Elements of a block of keys and values of one head: keys as (head_dim, 16 positions), values as (16 positions, padded
+// head_dim). Those of 8 bits stand for their number times a scale; 16 float scales of the keys and 16 of the values follow.
+constexpr int64_t kv_scales_at(int64_t head_dim) { return kBlockTokens * (head_dim + round_up(head_dim, kLanes)); }
+constexpr int64_t kv_block_elements(DType dtype, int64_t head_dim) {
+  return kv_scales_at(head_dim) + (dtype == DType::kInt8 ? 2 * kBlockTokens * static_cast<int64_t>(sizeof(float)) : 0);
+}
+
 // New tokens of one sequence in one head: their keys and values enter the cache, then each attends to all up to itself.
 struct AttentionArgs {
   const float* q = nullptr;  // (count, stride): query, key and value of this head
@@ -114,8 +121,7 @@ struct AttentionArgs {
   // ends in zeros. They take the places 0 to prefix_places() - 1 of a row of scores, the text those after it.
   const uint8_t* prefix = nullptr;
   int64_t prefix_tokens = 0;
-  // Cache of this layer and head; block b begins at cache + b * block_stride elements of kv_dtype and holds keys as
-  // (head_dim, 16 positions), then values as (16 positions, padded head_dim).
+  // Cache of this layer and head; block b begins at cache + b * block_stride elements of kv_dtype.
   uint8_t* cache = nullptr;
   int64_t block_stride = 0;
   DType kv_dtype = DType::kF32;

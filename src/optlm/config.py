@@ -243,8 +243,13 @@ class OPTConfig:
         return math.ceil(self.parameter_count() * BYTES_PER_WEIGHT[dtype])
 
     def kv_bytes_per_token(self, dtype: str = "f16") -> int:
-        """Bytes of keys and values that one token of context keeps over all layers."""
-        return math.ceil(2 * self.num_hidden_layers * self.hidden_size * BYTES_PER_WEIGHT[dtype])
+        """Bytes of keys and values that one token of context keeps over all layers.
+
+        In "int8" the keys and the values of each head have a float32 scale.
+        """
+        scales = 4 * self.num_attention_heads if dtype == "int8" else 0
+        bytes_a_vector = math.ceil(self.hidden_size * BYTES_PER_WEIGHT[dtype]) + scales
+        return 2 * self.num_hidden_layers * bytes_a_vector
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations of one decoded token that attends to `context` tokens.

@@ -58,7 +58,7 @@ def describe_engine(
             name: _digest_of(adapters / name, ("*.json", "*.safetensors"))
             for name in sorted(find_adapters(adapters))
         }
-    numeric = {name: value for name, value in options.items() if name in ("dtype", "backend")}
+    numeric = {name: options[name] for name in ("dtype", "kv_dtype", "backend") if name in options}
     return described | numeric
 
 

@@ -33,10 +33,15 @@ _NO_SUCH_INPUT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Perm
 
 
 def add_engine_options(parser: ArgumentParser) -> None:
-    """--model, --dtype, --threads and --backend."""
+    """--model, --dtype, --kv-dtype, --threads and --backend."""
     group = parser.add_argument_group("engine")
     group.add_argument("-m", "--model", help="folder or hub name (default: the bundled model)")
     group.add_argument("--dtype", help="weights in memory: auto, f32, f16, bf16 or int8 (auto)")
+    group.add_argument(
+        "--kv-dtype",
+        metavar="DTYPE",
+        help="keys and values in memory: auto, f32, f16 or int8 (auto: f32 beside f32, else f16)",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
     group.add_argument("--backend", help="auto, native or torch (auto: native where it runs)")
 
@@ -60,8 +65,8 @@ def adapter_options(options: Namespace) -> dict[str, Any]:
 
 
 def engine_options(options: Namespace) -> dict[str, Any]:
-    """What was given of dtype, threads and backend; the engine has the defaults."""
-    names = ("dtype", "threads", "backend")
+    """What was given of them, but the model; the engine has the defaults."""
+    names = ("dtype", "kv_dtype", "threads", "backend")
     given = {name: getattr(options, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

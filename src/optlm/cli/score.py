@@ -250,6 +250,7 @@ class _Job:
             "context": options.context,
             "model": fingerprint(checkpoint.config, checkpoint.tensors),
             "dtype": options.dtype,
+            "kv_dtype": options.kv_dtype,
             "adapter": options.adapter,
             "inputs": {Path(name).name: digest for name, digest in sources.items()},
             "text": hashlib.sha256(text.encode()).hexdigest() if text else None,

@@ -19,7 +19,7 @@ from optlm.engine.params import SamplingParams
 from optlm.engine.pooling import Pooling
 from optlm.engine.prompts import OnePrompt, Prompts, as_params, as_prompts, naming_prompt
 from optlm.engine.reading import Measure, Reading, normalizers
-from optlm.engine.runner import Backend, DType, Runner, RunnerOptions
+from optlm.engine.runner import Backend, DType, KVDType, Runner, RunnerOptions
 from optlm.engine.tree import TokenTree
 from optlm.engine.windows import join_scores
 from optlm.errors import RequestError
@@ -44,6 +44,9 @@ class LLM(Engine):
         max_batch_tokens: most tokens of one forward pass; longer prompts are read in chunks.
         num_blocks, kv_cache_bytes: size of the KV cache, in blocks of 16 tokens or in bytes
             (default: 16 full contexts, at most 1 GiB).
+        kv_dtype: format of keys and values in the cache: "f32", "f16" or "int8" (half of f16's
+            memory, faster with many long sequences, a little rounding); "auto" is "f32" beside
+            f32 weights and "f16" otherwise. The torch backend has its weights' format only.
         prefix_cache: reuse the computed beginnings of earlier prompts.
         tokenizer: "auto" takes the one beside the weights; a folder; a tokenizer; None for token
             ids only.
@@ -67,6 +70,7 @@ class LLM(Engine):
         max_batch_tokens: int = 512,
         num_blocks: int | None = None,
         kv_cache_bytes: int | None = None,
+        kv_dtype: KVDType = "auto",
         prefix_cache: bool = True,
         tokenizer: TextTokenizer | Path | str | None = "auto",
         adapter: str | Path | None = None,
@@ -80,6 +84,7 @@ class LLM(Engine):
             max_batch_tokens=max_batch_tokens,
             num_blocks=num_blocks,
             kv_cache_bytes=kv_cache_bytes,
+            kv_dtype=kv_dtype,
         )
         found, runner, base = load(model, options, tokenizer, adapter, force=force)
         self._start(runner, found, prefix_cache)

@@ -37,7 +37,8 @@ class NativeRunner:
     Args:
         dtype: "f32", "bf16" or "int8", the format of the matrices; vectors stay float32.
         threads: None takes every core this process may use.
-        kv_dtype: "f32" or "f16"; None is "f32" for f32 weights and "f16" otherwise.
+        kv_dtype: "f32", "f16" or "int8" (with a scale for each token and head); None is "f32" for
+            f32 weights and "f16" otherwise.
         isa: "auto", "reference", "avx2" or "avx512".
         adapter: virtual tokens that stand before every text.
 

@@ -25,6 +25,7 @@ __all__ = [
     "NOT_FINITE",
     "Backend",
     "DType",
+    "KVDType",
     "Runner",
     "RunnerOptions",
     "best_tokens",
@@ -34,6 +35,7 @@ __all__ = [
 
 Backend = Literal["auto", "native", "torch"]
 DType = Literal["auto", "f32", "f16", "bf16", "int8"]
+KVDType = Literal["auto", "f32", "f16", "int8"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
@@ -115,9 +117,15 @@ class RunnerOptions:
     max_batch_tokens: int = 512
     num_blocks: int | None = None
     kv_cache_bytes: int | None = None
+    kv_dtype: KVDType = "auto"  # of keys and values; "f32" beside f32 weights, else "f16"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("dtype", get_args(DType)), ("backend", get_args(Backend))):
+        choices = {
+            "dtype": get_args(DType),
+            "backend": get_args(Backend),
+            "kv_dtype": get_args(KVDType),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise RequestError(
                     f"{name} is {getattr(self, name)!r:.80}; it must be one of {', '.join(allowed)}"
@@ -161,7 +169,8 @@ def make_runner(
         "torch" if options.backend == "auto" and torch_only else options.backend
     )
     dtype = _exact_dtype(checkpoint, backend) if options.dtype == "auto" else options.dtype
-    num_blocks = _num_blocks(checkpoint.config, options, dtype)
+    kv_dtype = _kv_dtype(options, dtype, backend)
+    num_blocks = _num_blocks(checkpoint.config, options, kv_dtype)
     if backend == "native":
         from optlm.engine.native_runner import NativeRunner
 
@@ -173,6 +182,7 @@ def make_runner(
             checkpoint,
             dtype=dtype,
             threads=options.threads,
+            kv_dtype=kv_dtype,
             num_blocks=num_blocks,
             max_batch_tokens=options.max_batch_tokens,
             adapter=adapter,
@@ -250,12 +260,24 @@ def _exact_dtype(checkpoint: Checkpoint, backend: str) -> str:
     return "f16" if stored == {"F16"} and backend == "native" else "f32"
 
 
-def _num_blocks(config: OPTConfig, options: RunnerOptions, dtype: str) -> int:
+def _kv_dtype(options: RunnerOptions, dtype: str, backend: str) -> str:
+    """The format of keys and values in the cache."""
+    if options.kv_dtype == "auto":
+        return "f32" if dtype == "f32" else "f16"
+    if backend == "torch":
+        raise BackendError(
+            f"kv_dtype is {options.kv_dtype!r}; the torch backend keeps keys and values in the "
+            "format of its weights. Leave it out, or use backend='native'"
+        )
+    return options.kv_dtype
+
+
+def _num_blocks(config: OPTConfig, options: RunnerOptions, kv_dtype: str) -> int:
     """Blocks of the KV cache: as asked, else 16 full contexts within 1 GiB, at least one."""
     if options.num_blocks is not None:
         return options.num_blocks
     context_blocks = -(-config.max_position_embeddings // BLOCK_SIZE)
-    block_bytes = BLOCK_SIZE * config.kv_bytes_per_token("f32" if dtype == "f32" else "bf16")
+    block_bytes = BLOCK_SIZE * config.kv_bytes_per_token(kv_dtype)
     if options.kv_cache_bytes is not None:
         if options.kv_cache_bytes < block_bytes:
             raise RequestError(

@@ -201,7 +201,7 @@ def attend(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("dim", [1, 4, 16, 20, 64, 80, 128])
 @pytest.mark.parametrize("tokens", [1, 5, 16, 17, 64, 83])
 def test_attention_equals_the_reference(isa: str, kv_dtype: str, dim: int, tokens: int) -> None:
@@ -221,7 +221,7 @@ def test_attention_is_attention() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("dim", [4, 20, 64])
 @pytest.mark.parametrize("virtual", [1, 15, 16, 21])
 def test_attention_behind_virtual_tokens(isa: str, kv_dtype: str, dim: int, virtual: int) -> None:

@@ -5,7 +5,9 @@
 Clients of one `optlm serve` do at random what clients do: complete, stream, hang up in the middle,
 read slowly, score, tokenize, embed, send nonsense, ask for adapters that come and go. Wanted: no
 answer of 500 or more, refusals for nonsense only, one text for one request however often and under
-whatever load it is asked, memory that does not grow, and nothing left running in the end.
+whatever load it is asked, memory that does not grow, and nothing left running in the end; the exit
+status is 1 where one of them fails. The KV cache is filled before memory is watched: its pages are
+the system's until a block is first used, so until then it grows by design, to its size.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,12 @@ import common
 import report
 from serving import free_port
 
-SAME = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0.9, "seed": 11}
+SAME: dict[str, dict[str, Any]] = {  # each must have one answer, whatever else runs
+    "sampled": {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0.9, "seed": 11},
+    "greedy": {"prompt": "The old man", "max_tokens": 30, "temperature": 0},
+    "three": {"prompt": "A dog", "max_tokens": 12, "n": 3, "seed": 5, "temperature": 1.2},
+    "scored": {"prompt": "The sun was", "max_tokens": 8, "seed": 2, "logprobs": 2, "echo": True},
+}
 NONSENSE: list[Any] = [
     {"prompt": "a", "max_tokens": -1},
     {"prompt": "a", "temperature": "hot"},
@@ -62,7 +70,9 @@ class Soak:
         )
         self.done: collections.Counter[str] = collections.Counter()
         self.wrong: list[str] = []
-        self.texts: collections.Counter[str] = collections.Counter()
+        self.answers: dict[str, collections.Counter[str]] = {
+            name: collections.Counter() for name in SAME
+        }
 
     async def client(self, number: int) -> None:
         chance = random.Random(number)
@@ -161,8 +171,17 @@ class Soak:
         await self.post("/v1/embeddings", {"model": self.model, "input": [STORY, "a cat"]})
 
     async def ask_the_same(self, chance: random.Random) -> None:
-        answer = await self.post("/v1/completions", {"model": self.model, **SAME})
-        self.texts[answer["choices"][0]["text"]] += 1
+        name = chance.choice(list(SAME))
+        answer = await self.post("/v1/completions", {"model": self.model, **SAME[name]})
+        self.answers[name][json.dumps(answer["choices"])] += 1
+
+    async def fill_the_cache(self) -> None:
+        """Use every block of the KV cache once: it has room for 16 full contexts."""
+        chance = random.Random(0)
+        for _ in range(20):
+            prompt = [chance.randrange(4, 8000) for _ in range(1023)]
+            body = {"model": self.model, "prompt": prompt, "max_tokens": 1}
+            await self.post("/v1/completions", body)
 
 
 async def adapters_come_and_go(
@@ -183,9 +202,62 @@ async def adapters_come_and_go(
 async def watch(soak: Soak, pid: int, samples: list[tuple[float, float]]) -> None:
     start = time.monotonic()
     while time.monotonic() < soak.end:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        samples.append((time.monotonic() - start, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
+        samples.append((time.monotonic() - start, resident(pid)))
         await asyncio.sleep(5)
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process, in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a soak left.
+
+    Attributes:
+        empty: resident MiB before the KV cache was filled.
+        samples: seconds and resident MiB afterwards.
+        left: the metrics page when all clients had gone.
+        alive: the server had not ended by itself.
+    """
+
+    soak: Soak
+    empty: float
+    samples: list[tuple[float, float]]
+    left: dict[str, float]
+    alive: bool
+
+    @property
+    def slope(self) -> float:
+        """MiB an hour over the second half."""
+        later = np.array(self.samples[len(self.samples) // 2 :])
+        return float(np.polyfit(later[:, 0] / 3600, later[:, 1], 1)[0])
+
+    def faults(self) -> list[str]:
+        """What must not be."""
+        still = {name: self.left[name] for name in MUST_BE_ZERO if self.left[name]}
+        several = [name for name, seen in self.soak.answers.items() if len(seen) != 1]
+        return [
+            *(
+                [f"{len(self.soak.wrong)} errors that are not the client's"]
+                if self.soak.wrong
+                else []
+            ),
+            *([f"left over: {still}"] if still else []),
+            *([f"not one answer for: {several}"] if several else []),
+            *([] if self.alive else ["the server ended"]),
+        ]
+
+
+MUST_BE_ZERO = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "optlm:kv_blocks_used",
+    "optlm:requests_admitted",
+    "optlm:tokens_admitted",
+)
 
 
 async def load(
@@ -194,10 +266,13 @@ async def load(
     port: int,
     made: Path,
     folder: Path,
-) -> tuple[Soak, list[tuple[float, float]], dict[str, float]]:
-    soak = Soak("mini-8m", port, time.monotonic() + 60 * wanted.minutes)
+) -> Found:
+    soak = Soak("mini-8m", port, 0.0)
     soak.model = (await soak.http.get("/v1/models")).json()["data"][0]["id"]
     samples: list[tuple[float, float]] = []
+    empty = resident(process.pid)
+    await soak.fill_the_cache()
+    soak.end = time.monotonic() + 60 * wanted.minutes
     await asyncio.gather(
         adapters_come_and_go(soak, process, made, folder),
         watch(soak, process.pid, samples),
@@ -206,7 +281,8 @@ async def load(
     await asyncio.sleep(1)
     left = numbers((await soak.http.get("/metrics")).text)
     await soak.http.aclose()
-    return soak, samples, left
+    alive = process.poll() is None
+    return Found(soak=soak, empty=empty, samples=samples, left=left, alive=alive)
 
 
 def numbers(metrics: str) -> dict[str, float]:
@@ -249,12 +325,13 @@ def main() -> None:
         process = subprocess.Popen([str(word) for word in command], stdout=talk, stderr=talk)
         try:
             wait_for(port)
-            soak, samples, left = asyncio.run(load(wanted, process, port, made, folder))
-            alive = process.poll() is None
+            found = asyncio.run(load(wanted, process, port, made, folder))
         finally:
             process.terminate()
             process.wait(60)
-    publish(wanted, soak, samples, left, alive)
+    publish(wanted, found)
+    if faults := found.faults():
+        raise SystemExit("; ".join(faults))
 
 
 def wait_for(port: int) -> None:
@@ -268,15 +345,8 @@ def wait_for(port: int) -> None:
     raise SystemExit("the server did not start")
 
 
-def publish(
-    wanted: argparse.Namespace,
-    soak: Soak,
-    samples: list[tuple[float, float]],
-    left: dict[str, float],
-    alive: bool,
-) -> None:
-    later = np.array(samples[len(samples) // 5 :])  # after caches and pools have filled
-    slope = float(np.polyfit(later[:, 0] / 3600, later[:, 1], 1)[0])
+def publish(wanted: argparse.Namespace, found: Found) -> None:
+    soak, memory = found.soak, [size for _, size in found.samples]
     rows = [{"what": name, "times": count} for name, count in sorted(soak.done.items())]
     kinds = collections.Counter(text.split(":")[0] for text in soak.wrong)
     report.Report(
@@ -284,24 +354,25 @@ def publish(
         title=f"A server under {wanted.minutes:g} minutes of mixed load",
         method=(
             f"The bundled model, {wanted.clients} clients, {wanted.threads} threads; adapters "
-            "come or go every 4 seconds. Memory is resident, its slope over the last four fifths."
+            "come or go every 4 seconds. Memory is resident, watched every 5 seconds from when the "
+            "KV cache is full, its slope a line through the second half."
         ),
         rows=rows,
         columns={"what": "what", "times": "times"},
         headline={
             "requests": sum(soak.done.values()),
-            "errors": len(soak.wrong),
-            "texts of one request": f"{len(soak.texts)}, of {sum(soak.texts.values())} answers",
-            "memory, MiB, first, last and most": (
-                f"{samples[0][1]:.0f}, {samples[-1][1]:.0f}, {max(m for _, m in samples):.0f}"
+            "errors that are not the client's": len(soak.wrong),
+            "different answers to one request under load": ", ".join(
+                f"{name} {len(seen)} of {sum(seen.values())}" for name, seen in soak.answers.items()
             ),
-            "memory slope, MiB an hour": slope,
-            "server alive": alive,
-            **{
-                name: left[name]
-                for name in sorted(left)
-                if any(word in name for word in ("running", "waiting", "cache_usage"))
-            },
+            "memory, MiB, before the KV cache is full": round(found.empty, 1),
+            "memory, MiB, at first, half, end and most": (
+                f"{memory[0]:.1f}, {memory[len(memory) // 2]:.1f}, {memory[-1]:.1f}, "
+                f"{max(memory):.1f}"
+            ),
+            "memory slope of the second half, MiB an hour": round(found.slope, 2),
+            "server alive": found.alive,
+            **{name: found.left[name] for name in MUST_BE_ZERO},
         },
         packages={},
         failures={kind: f"{count} times" for kind, count in kinds.items()},

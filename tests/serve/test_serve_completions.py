@@ -87,6 +87,25 @@ def test_streamed_or_not_it_is_the_same(client: openai.OpenAI, fields: dict[str,
     assert usage == whole.usage
 
 
+def test_utf8_gives_whole_characters(client: openai.OpenAI) -> None:
+    fields = {"model": "mini", "prompt": "\u00e9\U0001f600", "temperature": 2, "max_tokens": 30}
+
+    def texts(**more: object) -> list[str]:
+        answer = client.completions.create(**fields, n=4, seed=3, extra_body=more)
+        return [choice.text for choice in answer.choices]
+
+    assert any("\ufffd" in text for text in texts())
+    assert not any("\ufffd" in text for text in texts(utf8=True))
+    streamed = [""] * 4
+    events = client.completions.create(
+        **fields, n=4, seed=3, stream=True, extra_body={"utf8": True}
+    )
+    for event in events:
+        for choice in event.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == texts(utf8=True)
+
+
 def test_the_async_client_streams_many_at_once(server: Running, llm: LLM) -> None:
     prompts = [f"The {word}" for word in ("dog", "cat", "sun", "boy", "girl", "tree")]
     params = SamplingParams(temperature=0, max_tokens=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 
-from live_server import running
+from live_server import Running, running
 from optlm.engine.llm import LLM
 from optlm.score import Scorer
 from optlm.serve.logprobs import TokenReports, token_name
@@ -86,6 +87,43 @@ def test_score_reads_what_endings_share_once(http: httpx.Client, llm: LLM) -> No
     assert usage["forward_tokens"] + usage["prompt_tokens_details"]["cached_tokens"] <= (
         shared + inner
     )
+
+
+def test_score_takes_token_ids(http: httpx.Client, llm: LLM) -> None:
+    encode = llm.tokenizer.encode
+    context, endings = "Once upon a", [" time", " table there was"]
+    ids = [encode(ending, False) for ending in endings]
+    texts = http.post("/v1/score", json={"context": context, "continuations": endings}).json()
+    for given in (
+        {"context": encode(context), "continuations": ids},
+        {"context": context, "continuations": ids},
+        {"context": encode(context), "continuations": [endings[0], ids[1]]},
+    ):
+        answer = http.post("/v1/score", json=given).json()
+        assert [one["token_ids"] for one in answer["data"]] == ids
+        assert answer["data"] == texts["data"]
+    (wanted,) = llm.score([[7, 8, 9, 10]])
+    body = {"context": [7, 8], "continuations": [[9, 10]]}  # no start token is added to ids
+    (found,) = http.post("/v1/score", json=body).json()["data"]
+    assert found["token_logprobs"] == wanted.logprobs[2:]
+
+
+def test_many_endings_hold_up_nobody(http: httpx.Client, server: Running) -> None:
+    body = {"context": "the cat sat " * 80, "continuations": [" on the mat"] * 500}
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(httpx.post, f"{server.url}/v1/score", json=body, timeout=60)
+        longest = 0.0
+        while not slow.done():
+            begun = time.monotonic()
+            assert http.get("/health").status_code == 200
+            longest = max(longest, time.monotonic() - begun)
+        assert slow.result().status_code == 200
+    assert longest < 1
+    begun = time.monotonic()
+    answer = http.post("/v1/score", json=body | {"context": "the cat sat " * 300})
+    assert time.monotonic() - begun < 1  # refused before anything is encoded 500 times
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "request_too_large"
 
 
 def test_five_endings_cost_a_third_of_one_by_one(http: httpx.Client) -> None:

@@ -97,7 +97,7 @@ class Endpoints:
         return Asked([*jobs], lambda: embedding_answer(plan, [job.embedding() for job in jobs]))
 
     def _score(self, row: int, body: Any) -> Asked:
-        plan = plan_score(read_fields(ScoreRequest, body), self._served)
+        plan = plan_score(read_fields(ScoreRequest, body), self._served, self._limits)
         self._check(plan.cost)
         reading = self._llm.submit_reading(plan.tree(), normalizers, plan.adapter)
         return Asked([reading], lambda: _counted(score_answer(plan, reading, self._served)))

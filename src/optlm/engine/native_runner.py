@@ -64,7 +64,8 @@ class NativeRunner:
         self.block_size = int(_core.BLOCK_TOKENS)
         self.max_batch_tokens = max_batch_tokens
         self.dtype = dtype
-        self._logits = np.empty((0, self.config.vocab_size), np.float32)
+        # All of it at once, so that it never moves; the system gives pages when rows are used.
+        self._logits = np.empty((_KEPT_ROWS, self.config.vocab_size), np.float32)
         packed = checkpoint.packed
         if packed is not None and packed.dtype != dtype:
             raise BackendError(
@@ -161,8 +162,6 @@ class NativeRunner:
         """An array (rows, V), the same one while there are few: pages are slow to come by anew."""
         if rows > _KEPT_ROWS:
             return np.empty((rows, self.config.vocab_size), np.float32)
-        if rows > len(self._logits):
-            self._logits = np.empty((rows, self.config.vocab_size), np.float32)
         return self._logits[:rows]
 
     def _each(self, adapters: Int32 | None, tables: Int32) -> Int32 | None:

@@ -8,7 +8,7 @@ from optlm.errors import ContextLengthError, RequestError
 from optlm.score.convention import Convention
 from optlm.tokenizer import Tokenizer
 
-__all__ = ["Request", "encode_pair"]
+__all__ = ["Request", "encode_pair", "fit_pair"]
 
 
 class Request(NamedTuple):
@@ -41,6 +41,15 @@ def encode_pair(
         raise RequestError(
             f"the continuation {continuation!r:.80} gives no token of its own after its context"
         )
+    return fit_pair(ids, first, convention, limit=limit)
+
+
+def fit_pair(ids: list[int], first: int, convention: Convention, *, limit: int) -> Request:
+    """A pair that fits the model, of which the tokens from place `first` on are scored.
+
+    Raises:
+        ContextLengthError: more than `limit` tokens before the last, and no truncation.
+    """
     excess = len(ids) - 1 - limit
     if excess > 0:
         most = f"{limit + 1} tokens, the last of which is not read, fit the model"

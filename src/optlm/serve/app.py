@@ -25,6 +25,7 @@ from optlm.serve.http import ClientGone, EventStream, JsonAnswer, read_body, unl
 from optlm.serve.jsonbody import parse_json
 from optlm.serve.keys import ANYONE, Client, Keys
 from optlm.serve.plan import CompletionPlan, plan_completion
+from optlm.serve.reference import reference_page
 from optlm.serve.requests import (
     ChatRequest,
     CompletionRequest,
@@ -34,7 +35,7 @@ from optlm.serve.requests import (
     TokenizeRequest,
 )
 from optlm.serve.schema import describe
-from optlm.serve.scoring import plan_score
+from optlm.serve.scoring import ScorePlan, plan_score
 from optlm.serve.served import Served
 from optlm.serve.service import Service
 from optlm.serve.tokens import detokenize, tokenize, tokenizer_info
@@ -121,7 +122,10 @@ class _EngineRoutes:
         return await self._run(request, plan, client, chat=True)
 
     async def score(self, request: Request) -> Response:
-        client, plan = await self._prepare(request, ScoreRequest, plan_score)
+        def plan_it(fields: ScoreRequest, served: Served) -> ScorePlan:
+            return plan_score(fields, served, self._service.admission.limits)
+
+        client, plan = await self._prepare(request, ScoreRequest, plan_it, aside=True)
         return JsonAnswer(await unless_gone(request, self._service.score(plan, client)))
 
     async def embeddings(self, request: Request) -> Response:
@@ -151,16 +155,25 @@ class _EngineRoutes:
         return client_of(self._keys, request)
 
     async def _prepare(
-        self, request: Request, model: type[Fields], plan: Callable[[Fields, Served], Plan]
+        self,
+        request: Request,
+        model: type[Fields],
+        plan: Callable[[Fields, Served], Plan],
+        *,
+        aside: bool = False,
     ) -> tuple[Client, Plan]:
-        """Read, validate and tokenize; what is large, on another thread, so that others go on."""
+        """Read, validate and tokenize.
+
+        Args:
+            aside: on another thread, so that others go on; a large body is read there anyway.
+        """
         client, limits = self._client(request), self._service.admission.limits
         raw = await read_body(request, max_bytes=limits.body_bytes, seconds=limits.body_seconds)
 
         def prepared() -> Plan:
             return plan(read_fields(model, parse_json(raw)), self._service.served)
 
-        if len(raw) > LARGE_BODY:
+        if aside or len(raw) > LARGE_BODY:
             return client, await asyncio.to_thread(prepared)
         return client, prepared()
 
@@ -213,7 +226,9 @@ def client_of(keys: Keys | None, request: Request) -> Client:
 
 def assemble(routes: Routes, answers: Counter) -> FastAPI:
     """Give routes their addresses; answers are counted by status."""
-    app = FastAPI(title="optlm", version=__version__, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="optlm", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
 
     async def failed(request: Request, error: Exception) -> Response:
         return _failure(request, error)
@@ -244,6 +259,12 @@ def assemble(routes: Routes, answers: Counter) -> FastAPI:
     add("POST", "/detokenize", "detokenize", DetokenizeRequest)
     add("GET", "/tokenizer_info", "tokenizer_info")
     add("POST", "/v1/adapters/reload", "reload_adapters")
+
+    @app.get("/docs", include_in_schema=False)
+    def reference() -> Response:
+        page = reference_page(app.openapi())
+        return Response(page.html, media_type="text/html; charset=utf-8", headers=page.headers)
+
     return app
 
 

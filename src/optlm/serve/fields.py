@@ -22,7 +22,7 @@ from optlm.errors import did_you_mean
 from optlm.serve.errors import ApiError
 
 __all__ = [
-    "MAX_PROMPTS", "Biases", "Prompt", "Stops", "Strict", "TokenIds", "prompts_of",
+    "MAX_PROMPTS", "Biases", "Prompt", "Stops", "Strict", "TextOrIds", "TokenIds", "prompts_of",
     "read_fields",
 ]  # fmt: skip
 
@@ -66,6 +66,20 @@ def _prompt(value: Any) -> Any:
         raise ValueError(
             "has an empty list; a prompt of token ids needs at least one, such as 2 for </s>"
         )
+    return value
+
+
+def _text_or_ids(value: Any) -> Any:
+    """A text, or token ids, which are the model's to check."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"must be a text or a list of token ids, not {_kind(value)}")
+    if not value:
+        raise ValueError("is an empty list; give a text, or at least one token id")
+    kinds = {_kind(item) for item in value}
+    if kinds != {"a whole number"}:
+        raise ValueError(f"is a list of {' and '.join(sorted(kinds))}; it must be all token ids")
     return value
 
 
@@ -113,6 +127,11 @@ Prompt = Annotated[
             ]
         }
     ),
+]
+TextOrIds = Annotated[
+    Any,
+    BeforeValidator(_text_or_ids),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TOKEN_LIST]}),
 ]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Biases = Annotated[dict[str, Bias], AfterValidator(_biases)]

@@ -35,6 +35,7 @@ _PASSED = {
     "top_p": "top_p",
     "min_p": "min_p",
     "min_tokens": "min_tokens",
+    "utf8": "utf8",
 }
 
 
@@ -109,6 +110,8 @@ def sampling_of(
         params.check_vocabulary(served.config.vocab_size)
         if params.stop and served.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids")
+        if params.utf8 and served.tokenizer is None:
+            raise RequestError("utf8 needs a tokenizer, which this model lacks")
     except RequestError as error:
         field = str(error).partition(" ")[0]  # the engine's messages begin with the parameter
         known = field if field in type(request).model_fields else None

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from optlm.serve.fields import MAX_PROMPTS, Biases, Prompt, Stops, Strict, TokenIds
+from optlm.serve.fields import (
+    MAX_PROMPTS,
+    Biases,
+    Prompt,
+    Stops,
+    Strict,
+    TextOrIds,
+    TokenIds,
+)
 
 __all__ = [
     "ChatRequest", "CompletionRequest", "DetokenizeRequest", "EmbeddingRequest", "Message",
@@ -45,6 +53,7 @@ class SamplingFields(Strict):
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
+    utf8: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -93,8 +102,8 @@ class ScoreRequest(Strict):
     """`POST /v1/score`: how likely each continuation of one context is."""
 
     model: ModelName | None = None
-    context: str
-    continuations: Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    context: TextOrIds
+    continuations: Annotated[list[TextOrIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     priority: Priority | None = None
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import dataclass
 from typing import Any
 
 from optlm.engine.aio import AsyncLLM
+from optlm.engine.prompts import OnePrompt
 from optlm.engine.reading import Reading
+from optlm.engine.request import as_token_ids, check_token_ids
 from optlm.engine.tree import TokenTree
-from optlm.score.continuations import Request, encode_pair
+from optlm.errors import RequestError
+from optlm.score.continuations import Request, encode_pair, fit_pair
 from optlm.score.convention import CONVENTIONS
 from optlm.serve.errors import about
-from optlm.serve.limits import Cost
+from optlm.serve.limits import Cost, Limits
 from optlm.serve.logprobs import token_name
 from optlm.serve.requests import ScoreRequest
 from optlm.serve.served import Served
@@ -43,27 +47,48 @@ class ScorePlan:
         return tree
 
 
-def plan_score(request: ScoreRequest, served: Served) -> ScorePlan:
+def plan_score(request: ScoreRequest, served: Served, limits: Limits) -> ScorePlan:
     """Check and tokenize.
 
     Raises:
         ApiError, RequestError: it cannot be served.
     """
     adapter = served.adapter_of(request.model)
-    tokenizer = served.need_tokenizer("there is nothing to score texts with")
+    with about("context"):
+        before = as_token_ids(request.context, served.tokenizer, served.config, room=served.context)
+    # The context is encoded anew with each continuation, so first see whether that may be.
+    limits.check(Cost(tokens=len(before) * len(request.continuations)))
     pairs = []
     for index, continuation in enumerate(request.continuations):
         with about("continuations", index):
-            pair = encode_pair(
-                request.context, continuation, tokenizer, CONVENTION, limit=served.context
-            )
-            pairs.append(pair)
+            pairs.append(_pair(request.context, before, continuation, served))
     return ScorePlan(model=request.model or served.name, adapter=adapter, pairs=pairs)
+
+
+def _pair(
+    context: OnePrompt, before: list[int], continuation: OnePrompt, served: Served
+) -> Request:
+    """Two texts are encoded as one; ids are taken as they are, and a text beside them by itself.
+
+    Args:
+        before: the ids of the context alone.
+    """
+    if isinstance(continuation, str):
+        tokenizer = served.need_tokenizer("give token ids")
+        if isinstance(context, str):
+            return encode_pair(context, continuation, tokenizer, CONVENTION, limit=served.context)
+        continuation = tokenizer.encode(continuation, add_bos=False)
+        if not continuation:
+            raise RequestError("the continuation is empty; there is nothing to score")
+    after = check_token_ids(continuation, served.config.vocab_size)
+    return fit_pair(before + after, len(before), CONVENTION, limit=served.context)
 
 
 async def score(plan: ScorePlan, engine: AsyncLLM, served: Served) -> dict[str, Any]:
     """Read and answer. The numbers are `Scorer`'s."""
-    return score_answer(plan, await engine.read(plan.tree(), adapter=plan.adapter), served)
+    tree = await asyncio.to_thread(plan.tree)  # hundreds of texts must not hold up the others
+    reading = await engine.read(tree, adapter=plan.adapter)
+    return await asyncio.to_thread(score_answer, plan, reading, served)
 
 
 def score_answer(plan: ScorePlan, reading: Reading, served: Served) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A model on every evaluation set, zero-, one- and many-shot, and a sweep over the shots.
 
-    python benchmarks/shots.py --data DIR [--model FOLDER] [--limit N]
+    python benchmarks/shots.py --data DIR [--model FOLDER] [--limit N] [--sweep]
 
 DIR is a folder of the evaluation sets (docs/evaluation.md). Everything goes through the command
 `optlm eval`; sets that take no shots are read whole. docs/evaluation.md has the table.
@@ -23,7 +23,7 @@ import report
 from optlm.evaluate.tasks import TASKS
 
 SHOTS = "0,1,32"
-SWEEP = ("hellaswag", "copa", "arc_easy", "cb")
+SWEEP = ("copa", "cb", "arc_easy")
 SWEEP_SHOTS = "0-8"
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     whole = [name for name in names if not TASKS[name].takes_shots]
     rows = evaluated(wanted, with_shots, SHOTS, wanted.limit)
     rows += evaluated(wanted, whole, "0", None)
-    swept = [name for name in SWEEP if name in names]
+    swept = [name for name in SWEEP if name in names and wanted.sweep]
     sweep = evaluated(wanted, swept, SWEEP_SHOTS, wanted.limit)
     rows.sort(key=lambda row: (list(TASKS).index(row["task"]), row["shots"]))
     columns = {
@@ -43,6 +43,8 @@ def main() -> None:
         "cut": "questions cut",
     }  # fmt: skip
     for name, found in (("shots", rows), ("shots-sweep", sweep)):
+        if not found:
+            continue
         report.Report(
             name=name,
             title="The bundled model on the evaluation sets" if name == "shots" else "More shots",
@@ -66,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint folder (the bundled model)")
     parser.add_argument("--dtype", default="f32")
     parser.add_argument("--limit", type=int, default=500, help="items of a set")
+    parser.add_argument("--sweep", action="store_true", help=f"also {SWEEP_SHOTS} shots of a few")
     parser.add_argument("--tasks", nargs="*", choices=list(TASKS), help="only these")
     return common.parse(parser)
 

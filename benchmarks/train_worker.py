@@ -58,7 +58,8 @@ class Optlm:
 
         from optlm.config import OPTConfig
         from optlm.model import OPT
-        from optlm.train.loop.forward import Forward, autocast
+        from optlm.train.loop.device import autocast
+        from optlm.train.loop.forward import Forward
         from optlm.train.loop.loss import head_cross_entropy
         from optlm.train.loop.optim import OptimConfig
         from optlm.train.loop.trainer import LoopConfig, Loss, Trainer
@@ -68,7 +69,7 @@ class Optlm:
 
         def loss(model: OPT, tokens: Any) -> Loss:
             targets = tokens[:, 1:].reshape(-1)
-            with autocast("bf16"):
+            with autocast("bf16", tokens.device):
                 hidden, sizes = forward(model, tokens[:, :-1])
                 total = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets)
             return Loss(total, len(targets), activations=sizes)

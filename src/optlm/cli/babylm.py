@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from optlm.cli.common import FAILURE, add_json_option, exit_code_of, say
+from optlm.cli.common import FAILURE, add_device_option, add_json_option, exit_code_of, say
 from optlm.cli.progress import count_bar
 from optlm.errors import ConfigError
 
@@ -24,6 +24,7 @@ def add_options(parser: ArgumentParser) -> None:
     train.add_argument("config", metavar="CONFIG", type=Path, help="JSON file of the settings")
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("--data", type=Path, help="folder of the packed tokens (OUT/data)")
+    add_device_option(train)
     train.set_defaults(do=_train)
     told = "minimal pairs and surprisal of any checkpoint"
     test = actions.add_parser("test", help=told, description=told, allow_abbrev=False)
@@ -31,6 +32,7 @@ def add_options(parser: ArgumentParser) -> None:
     test.add_argument("--pairs", type=Path, metavar="FILE", help="JSON Lines with good and bad")
     test.add_argument("--text", type=Path, metavar="FILE", help="texts to take the surprisal of")
     test.add_argument("--text-bytes", type=int, metavar="N", help="only the first N of them")
+    add_device_option(test)
     add_json_option(test)
     test.set_defaults(do=_test)
 
@@ -49,7 +51,7 @@ def _train(options: Namespace) -> int | None:
 
     settings = BabySettings.from_file(options.config)
     try:
-        train(settings, options.out, data_folder=options.data, log=say)
+        train(settings, options.out, data_folder=options.data, device=options.device, log=say)
     except KeyboardInterrupt as interrupt:
         say(f"stopped; the same command resumes from {options.out}")
         return exit_code_of(interrupt)
@@ -63,23 +65,26 @@ def _test(options: Namespace) -> None:
     from optlm.checkpoint import open_checkpoint
     from optlm.model import OPT
     from optlm.tokenizer import Tokenizer
+    from optlm.train.loop.device import training_device
     from optlm.train.pretrain.pairs import judge_pairs, read_pairs, read_texts, surprisal
 
+    device = training_device(options.device)
     pairs = read_pairs(options.pairs) if options.pairs else []
     source = options.model or bundled_model()
-    model = OPT.from_checkpoint(source)
+    model = OPT.from_checkpoint(source).to(device)
     tokenizer = Tokenizer.from_folder(open_checkpoint(source).folder, model.config)
 
     def encode(texts: list[str]) -> list[list[int]]:
         return tokenizer.encode_batch(texts, add_bos=True, parse_special=False)
 
     figures: dict[str, Any] = {}
-    if pairs:
-        with count_bar("sentences", 2 * len(pairs)) as advance:
-            figures["pairs"] = judge_pairs(model, encode, pairs, progress=advance)
-    if options.text:
-        texts = read_texts(options.text, options.text_bytes)
-        figures["surprisal"] = surprisal(model, encode, texts)
+    with device:
+        if pairs:
+            with count_bar("sentences", 2 * len(pairs)) as advance:
+                figures["pairs"] = judge_pairs(model, encode, pairs, progress=advance)
+        if options.text:
+            texts = read_texts(options.text, options.text_bytes)
+            figures["surprisal"] = surprisal(model, encode, texts)
     print(json.dumps(figures) if options.json else _table(figures))
 
 

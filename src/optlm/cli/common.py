@@ -46,6 +46,16 @@ def add_engine_options(parser: ArgumentParser) -> None:
     group.add_argument("--backend", help="auto, native or torch (auto: native where it runs)")
 
 
+def add_device_option(parser: Any) -> None:
+    """--device, of training."""
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu or cuda (auto: a GPU if PyTorch finds one)",
+    )
+
+
 def add_adapter_options(parser: ArgumentParser) -> None:
     """--adapter and --force."""
     group = parser.add_argument_group("adapter")

@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optlm.cli.common import FAILURE, exit_code_of, say
+from optlm.cli.common import FAILURE, add_device_option, exit_code_of, say
 
 if TYPE_CHECKING:
     from optlm.train.distil.distil import DistilConfig
@@ -36,6 +36,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-report", action="store_true", help="leave out the comparison, which loads the teacher"
     )
+    add_device_option(parser)
 
 
 def run(options: Namespace) -> int | None:
@@ -57,19 +58,17 @@ def _work(settings: DistilConfig, options: Namespace) -> None:
     from optlm.train.distil.distil import distil
     from optlm.train.distil.report import write_report
 
-    data = options.data or options.out / "data"
+    shared = {"data_folder": options.data or options.out / "data", "device": options.device}
     models = {
-        "student": distil(
-            settings, options.out, data_folder=data, cache_folder=options.cache, log=say
-        )
+        "student": distil(settings, options.out, cache_folder=options.cache, **shared, log=say)
     }
     if options.control:
         say("now the same student without the teacher")
         models["student without teacher"] = distil(
-            settings.control, options.out / CONTROL, data_folder=data, log=say
+            settings.control, options.out / CONTROL, **shared, log=say
         )
     if not settings.training.data.validation:
         say("no report: data.validation names no held-out text")
     elif not options.no_report:
-        print(write_report(settings, options.out, models, log=say))
+        print(write_report(settings, options.out, models, device=options.device, log=say))
     say(f"the student is in {models['student']}")

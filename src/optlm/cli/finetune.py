@@ -16,7 +16,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from optlm.cli.common import FAILURE, add_json_option, exit_code_of, say, usage_error
+from optlm.cli.common import (
+    FAILURE,
+    add_device_option,
+    add_json_option,
+    exit_code_of,
+    say,
+    usage_error,
+)
 
 USAGE = "--data FILE --out DIR [--model M] [--method lora] [options]"
 
@@ -60,6 +67,7 @@ def add_options(parser: ArgumentParser) -> None:
         type=Path,
         help="text on which forgetting is measured (the base writes some)",
     )
+    add_device_option(parser)
     add_json_option(parser)
     training = parser.add_argument_group("training (defaults in parentheses)")
     for flag, name, kind, told in _SETTINGS:
@@ -102,6 +110,7 @@ def run(options: Namespace) -> int | None:
             config,
             valid=options.valid,
             neutral=options.neutral,
+            device=options.device,
             log=say,
         )
     except KeyboardInterrupt as interrupt:

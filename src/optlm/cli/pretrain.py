@@ -13,9 +13,9 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from optlm.cli.common import FAILURE, exit_code_of, say
+from optlm.cli.common import FAILURE, add_device_option, exit_code_of, say
 from optlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="X",
         help="of the machine, for MFU (measured on a terminal; otherwise MFU is left out)",
     )
+    add_device_option(parser)
     group = parser.add_argument_group("many processes")
     group.add_argument(
         "--tensor-parallel", type=int, metavar="T", help="processes that share each matrix (1)"
@@ -94,7 +95,7 @@ def run(options: Namespace) -> int | None:
                 options.out,
                 data_folder=options.data,
                 may_change=changeable(options.allow_change),
-                peak_flops=_peak(options, settings) if first else None,
+                peak_flops=_peak(options, settings, parallel.device) if first else None,
                 parallel=parallel,
                 log=say if first else lambda message: None,
             )
@@ -104,15 +105,15 @@ def run(options: Namespace) -> int | None:
     return None
 
 
-def _peak(options: Namespace, settings: PretrainConfig) -> float | None:
-    """Operations a second; measured only for someone who looks on."""
+def _peak(options: Namespace, settings: PretrainConfig, device: Any) -> float | None:
+    """Operations a second of a `torch.device`; measured only for someone who looks on."""
     if options.peak_tflops is not None:
         return float(options.peak_tflops) * 1e12
     if not sys.stderr.isatty():
         return None
     from optlm.train.loop.progress import measured_peak
 
-    peak = measured_peak(settings.precision)
+    peak = measured_peak(settings.precision, device)
     say(f"matrix products in {settings.precision} reach {peak / 1e12:.3g} TFLOP/s on this machine")
     return peak
 
@@ -135,6 +136,7 @@ def _group(options: Namespace) -> GroupConfig:
     from optlm.train.parallel import GroupConfig
 
     given = {
+        "device": options.device,
         "tensor": options.tensor_parallel,
         "patience": options.patience,
         "timeout": options.timeout,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from optlm.cli.common import FAILURE, exit_code_of, say
+from optlm.cli.common import FAILURE, add_device_option, exit_code_of, say
 
 USAGE = "CONFIG --out CACHE [options]"
 
@@ -30,6 +30,7 @@ def add_options(parser: ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="its weights: auto, f32, f16, bf16 or int8")
     group.add_argument("--backend", default="auto", help="auto, native or torch (auto)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (all cores)")
+    add_device_option(group)
 
 
 def run(options: Namespace) -> int | None:
@@ -39,7 +40,12 @@ def run(options: Namespace) -> int | None:
         say(f"error: training needs {error.name}; install it with: pip install 'optlm[train]'")
         return FAILURE
     settings = DistilConfig.from_file(options.config)
-    engine = EngineOptions(dtype=options.dtype, backend=options.backend, threads=options.threads)
+    engine = EngineOptions(
+        dtype=options.dtype,
+        backend=options.backend,
+        threads=options.threads,
+        device=options.device,
+    )
     try:
         cache_teacher(
             settings,

@@ -12,7 +12,8 @@ from optlm.config import OPTConfig
 from optlm.errors import ConfigError
 from optlm.model import OPT
 from optlm.train.loop import forward as module
-from optlm.train.loop.forward import Forward, autocast
+from optlm.train.loop.device import autocast
+from optlm.train.loop.forward import Forward
 from optlm.train.loop.loss import head_cross_entropy
 from variants import VARIANTS
 
@@ -30,7 +31,7 @@ def loss_and_gradient(
     tokens = torch.randint(0, model.config.vocab_size, (3, 25), generator=random)
     model.zero_grad()
     torch.manual_seed(2)
-    with autocast(precision):
+    with autocast(precision, tokens.device):
         hidden = forward(model, tokens[:, :-1])[0] if forward else model.hidden(tokens[:, :-1])
         loss = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, tokens[:, 1:].flatten())
     (loss * 64).backward()
@@ -112,4 +113,4 @@ def test_sizes_between_the_layers() -> None:
 
 def test_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="'int8'; use one of f32, bf16, f16"):
-        autocast("int8")
+        autocast("int8", torch.device("cpu"))

@@ -218,8 +218,8 @@ def test_nonsense_about_spikes_is_refused(values: dict[str, Any]) -> None:
 def test_another_world_is_said_and_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = trainer(tmp_path, steps=8)
     first.run()
-    now = diary.environment() | {"torch": "99.0"}
-    monkeypatch.setattr(diary, "environment", lambda: now)
+    now = diary.environment(torch.device("cpu")) | {"torch": "99.0"}
+    monkeypatch.setattr(diary, "environment", lambda _: now)
     second = trainer(tmp_path, steps=12)
     told: list[str] = []
     second._diary._tell = told.append

@@ -29,8 +29,10 @@ from optlm.train.distil.student import cut_stream, cut_student, why_no_cut
 from optlm.train.distil.teacher import LiveTeacher, open_teacher, states_between, teacher_digest
 from optlm.train.distil.teacher_cache import TeacherCache
 from optlm.train.distil.weights_of import weights_of
-from optlm.train.loop.forward import Forward, autocast
+from optlm.train.loop.device import autocast, to_device, training_device
+from optlm.train.loop.forward import Forward
 from optlm.train.loop.trainer import Loss, Trainer
+from optlm.train.parallel.alone import Alone
 from optlm.train.pretrain.pretrain import training_flops
 from optlm.train.pretrain.validate import Validation
 from optlm.train.run.export import MODEL, export_run
@@ -60,6 +62,7 @@ def distil(
     *,
     data_folder: Path | None = None,
     cache_folder: Path | None = None,
+    device: str = "auto",
     log: Callable[[str], None] = lambda message: None,
 ) -> Path:
     """Train the student of `config` in the folder `out`, or go on where it stopped.
@@ -67,6 +70,7 @@ def distil(
     Args:
         data_folder: where the packed tokens are, or shall be; `out`/data if None.
         cache_folder: read the teacher's predictions there, and keep no teacher in memory.
+        device: of student and teacher: auto, cpu or cuda; see `training_device`.
         log: told about progress, a line at a time.
 
     Returns:
@@ -76,11 +80,12 @@ def distil(
         CacheError: the cache was made for something else, or is not finished.
         CheckpointError: the teacher's files are missing or damaged.
         ConfigError: `out` or the data folder belongs to another configuration; a student that
-            cannot be made; a cache for what needs the teacher itself.
+            cannot be made; a cache for what needs the teacher itself; no such device.
         CorpusError: text that is missing, damaged or empty.
         TrainingError: another trainer is at work there, the loss is no number, the disk is full.
         KeyboardInterrupt: stopped by a signal, after saving.
     """
+    parallel = Alone(training_device(device))
     checkpoint = open_teacher(config.teacher)
     packed, anew = data_of(out, data_folder)
     data = open_data(config, checkpoint, packed, anew=anew, log=log)
@@ -97,12 +102,13 @@ def distil(
             config=config.training.loop,
             folder=folder,
             batches=_micro_batches(config, data, cache),
-            loss=_loss(config, checkpoint, stream, live=cache is None),
+            loss=_loss(config, checkpoint, stream, live=cache is None, device=parallel.device),
             evaluate=Validation(config.training, data.tokenizer),
             half=config.training.precision == "f16",
             flops_per_token=training_flops(
                 config.training.model, max(config.training.sequence_lengths)
             ),
+            parallel=parallel,
             log=log,
         )
         trainer.run()
@@ -260,14 +266,20 @@ def _part(rows: CachedRows, part: slice) -> CachedRows:
 
 
 def _loss(
-    config: DistilConfig, checkpoint: Checkpoint, stream: Stream | None, *, live: bool
+    config: DistilConfig,
+    checkpoint: Checkpoint,
+    stream: Stream | None,
+    *,
+    live: bool,
+    device: torch.device,
 ) -> Callable[[OPT, Batch], Loss]:
+    stream = to_device(stream, device)
     hints = config.hidden and Hints(config.hidden, config.training.model, checkpoint.config, stream)
     wants_teacher = hints is not None or (live and bool(config.terms.divergences))
-    teacher = LiveTeacher(_in_memory(checkpoint)) if wants_teacher else None
+    teacher = LiveTeacher(_in_memory(checkpoint).to(device)) if wants_teacher else None
 
     def loss(model: OPT, batch: Batch) -> Loss:
-        with autocast(config.training.precision):
+        with autocast(config.training.precision, batch.tokens.device):
             return _batch_loss(config, model, teacher, hints or None, batch)
 
     return loss

@@ -17,6 +17,7 @@ from optlm.train.distil.recipe import DistilConfig
 from optlm.train.distil.teacher import open_teacher, teacher_digest
 from optlm.train.distil.teacher_cache import CacheFormat, write_cache
 from optlm.train.distil.teacher_engine import EngineTeacher
+from optlm.train.loop.device import training_device
 from optlm.train.run.folder import TrainingError, data_of
 
 __all__ = ["DistilConfig", "EngineOptions", "cache_teacher"]
@@ -29,6 +30,7 @@ class EngineOptions:
     dtype: str = "auto"
     backend: str = "auto"
     threads: int | None = None
+    device: str = "auto"  # or cpu, or cuda, which PyTorch's backend has
 
 
 def cache_teacher(
@@ -51,10 +53,11 @@ def cache_teacher(
 
     Raises:
         CheckpointError: the teacher's files are missing or damaged.
-        ConfigError: values out of range; the folder holds another cache.
+        ConfigError: values out of range; the folder holds another cache; no such device.
         TrainingError: not enough room on the disk, or another process at work there.
     """
     engine = engine or EngineOptions()
+    training_device(engine.device)  # refused before anything is read
     checkpoint = open_teacher(config.teacher)
     form = CacheFormat(
         top_k=top_k,
@@ -86,6 +89,7 @@ def cache_teacher(
         dtype=engine.dtype,
         backend=engine.backend,
         threads=engine.threads,
+        device=None if engine.device == "auto" else engine.device,
     )
     numbers = {"dtype": engine.dtype, "backend": engine.backend}
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:

@@ -80,7 +80,7 @@ class Hints:
         self, model: OPT, students: Mapping[int, Tensor], teachers: Mapping[int, Tensor]
     ) -> Tensor:
         """Weighted sum over positions of the mean squared difference, mean over the pairs."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=model.head_weight.device)
         for index, (mine, other) in enumerate(self._config.pairs):
             student, teacher = students[mine], teachers[other]
             if isinstance(model, HintedOPT):

@@ -22,6 +22,7 @@ from optlm.engine.params import SamplingParams
 from optlm.model import OPT
 from optlm.train.distil.recipe import DistilConfig
 from optlm.train.distil.teacher import open_teacher, teacher_tokenizer
+from optlm.train.loop.device import training_device
 from optlm.train.tokens.corpus import ReadReport, read_documents
 from optlm.train.tokens.packed import encode_documents
 
@@ -79,7 +80,8 @@ def closeness(model: OPT, teacher: OPT, documents: Sequence[Sequence[int]]) -> C
     found = Closeness()
     for ids in documents:
         for begin in range(0, len(ids) - 1, context):
-            window = torch.tensor([ids[begin : begin + context + 1]])
+            chosen = ids[begin : begin + context + 1]
+            window = torch.tensor([chosen], device=teacher.head_weight.device)
             mine, theirs = (m.hidden(window[:, :-1])[0] for m in (model, teacher))
             for at in range(0, len(mine), _CHUNK):
                 rows = slice(at, at + _CHUNK)
@@ -99,19 +101,25 @@ def write_report(
     models: Mapping[str, Path],
     *,
     speed: bool = True,
+    device: str = "auto",
     log: Callable[[str], None] = lambda message: None,
 ) -> str:
     """Compare the models in `models` (name -> folder) with the teacher; return the table.
 
     ``report.md`` and ``report.json`` are written in `out`. The teacher is in memory meanwhile.
+    `device` is that of the comparison; tokens a second are the engine's.
+
+    Raises:
+        ConfigError: no such device.
     """
+    place = training_device(device)
     checkpoint = open_teacher(config.teacher)
     documents = _held_out(config, teacher_tokenizer(checkpoint))
-    teacher = OPT.from_checkpoint(checkpoint.folder)
+    teacher = OPT.from_checkpoint(checkpoint.folder).to(place)
     rows = []
     for name, folder in {**models, "teacher": checkpoint.folder}.items():
         log(f"comparing {name} with the teacher")
-        model = teacher if name == "teacher" else OPT.from_checkpoint(folder)
+        model = teacher if name == "teacher" else OPT.from_checkpoint(folder).to(place)
         row = _Row(
             name=name,
             parameters=model.config.parameter_count(),

@@ -26,7 +26,7 @@ class EngineTeacher:
 
     Args:
         temperature: of the log-probabilities.
-        dtype, backend, threads: as in `optlm.LLM`.
+        dtype, backend, threads, device: as in `optlm.LLM`.
 
     Raises:
         BackendError: the backend is not there, or cannot do what was asked.
@@ -41,12 +41,14 @@ class EngineTeacher:
         dtype: str = "auto",
         backend: str = "auto",
         threads: int | None = None,
+        device: str | None = None,
     ) -> None:
         context = checkpoint.config.max_position_embeddings
         options = RunnerOptions(
             dtype=dtype,  # type: ignore[arg-type]  # it checks them
             backend=backend,  # type: ignore[arg-type]
             threads=threads,
+            device=device,
             max_batch_tokens=_CHUNK,
             num_blocks=-(-context // BLOCK_SIZE),
         )

@@ -141,6 +141,10 @@ class Adapted(nn.Module):
         self.text_start = text_start
         self.prompt = None if prompt is None else nn.Parameter(prompt)
 
+    @property
+    def device(self) -> torch.device:
+        return self.base.head_weight.device
+
     def hidden(self, rows: Rows) -> Tensor:
         """What the head reads, (B, T, E)."""
         base, prefix = self.base, self._prefix()
@@ -328,11 +332,11 @@ def _json(values: dict[str, Any]) -> bytes:
 
 def _peft_tensors(adapted: Adapted) -> dict[str, Tensor]:
     if adapted.prompt is not None:
-        return {PROMPT: adapted.prompt.detach().contiguous()}
+        return {PROMPT: adapted.prompt.detach().cpu().contiguous()}
     from peft.functional import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(adapted.base, adapter_name=_NAME, save_embedding_layers=False)
-    return {f"base_model.model.{name}": value.contiguous() for name, value in state.items()}
+    return {f"base_model.model.{name}": value.cpu().contiguous() for name, value in state.items()}
 
 
 def _peft_settings(

@@ -32,9 +32,11 @@ from optlm.train.finetune.adapters import METHODS, Adapted, AdapterConfig, attac
 from optlm.train.finetune.examples import Example, read_examples
 from optlm.train.finetune.forgetting import ForgettingMeter, own_texts
 from optlm.train.finetune.packing import PackedBatches, Rows, make_rows
+from optlm.train.loop.device import autocast, to_device, training_device
 from optlm.train.loop.optim import OptimConfig
 from optlm.train.loop.state import load_trained_state
 from optlm.train.loop.trainer import LoopConfig, Loss, Trainer
+from optlm.train.parallel.alone import Alone
 from optlm.train.run.export import writing
 from optlm.train.run.folder import RunFolder, claim
 
@@ -155,6 +157,7 @@ def finetune(
     *,
     valid: Path | None = None,
     neutral: Path | None = None,
+    device: str = "auto",
     log: Callable[[str], None] = lambda message: None,
 ) -> FinetuneResult:
     """Fine-tune `model` on the file `data` into the folder `out`, or go on where it stopped.
@@ -163,21 +166,25 @@ def finetune(
         model: a folder, a hub name, or None for the bundled model.
         valid: held-out examples; None holds out a share of `data`.
         neutral: text on which forgetting is measured; None lets the base write some.
+        device: auto, cpu or cuda; see `training_device`.
         log: told about progress, a line at a time.
 
     Raises:
         ExamplesError: data that is missing, broken, masked or too long.
-        ConfigError: settings that do not fit the model; `out` belongs to another run.
+        ConfigError: settings that do not fit the model; `out` belongs to another run; no such
+            device.
         CheckpointError: the model cannot be used.
         TrainingError: another trainer is at work there, the loss is no number, the disk is full.
         KeyboardInterrupt: stopped by a signal, after saving.
     """
+    parallel = Alone(training_device(device))
     checkpoint = open_checkpoint(bundled_model() if model is None else model)
     if checkpoint.packed is not None:
         raise CheckpointError(
             f"{checkpoint.folder} holds packed weights; fine-tune the checkpoint they came from"
         )
-    job = _Job(checkpoint, config, name=None if model is None else str(model), log=log)
+    name = None if model is None else str(model)
+    job = _Job(checkpoint, config, name=name, parallel=parallel, log=log)
     train, held_out = job.examples(data, valid)
     texts = None if neutral is None else job.read(neutral)
     base = fingerprint(checkpoint.config, checkpoint.tensors)
@@ -193,11 +200,13 @@ class _Job:
         config: FinetuneConfig,
         *,
         name: str | None,
+        parallel: Alone,
         log: Callable[[str], None],
     ) -> None:
         self.checkpoint = checkpoint
         self.config = config
         self.name = name
+        self.parallel = parallel
         self.log = log
         self.length = config.row_tokens(checkpoint.config)
         self.tokenizer = Tokenizer.from_folder(checkpoint.folder, checkpoint.config)
@@ -244,7 +253,7 @@ class _Job:
     ) -> FinetuneResult:
         config = self.config
         batches = self._batches(train)
-        model = OPT.from_checkpoint(self.checkpoint.folder)
+        model = OPT.from_checkpoint(self.checkpoint.folder).to(self.parallel.device)
         untouched = Adapted(model, method="full")
         meter = ForgettingMeter(untouched, texts or own_texts(model, seed=config.seed))
         held_rows = self._rows(held_out)
@@ -263,6 +272,7 @@ class _Job:
             batches=batches.batch,
             loss=self._loss,
             evaluate=evaluate,
+            parallel=self.parallel,
             log=self.log,
         )
         trainer.run()
@@ -297,10 +307,10 @@ class _Job:
             return Adapted(model.requires_grad_(True), method="full")
         text = [token for example in train for token in example.tokens[1:]]
         text = (text * -(-adapter.virtual_tokens // len(text)))[: adapter.virtual_tokens]
-        return attach(model, adapter, torch.tensor(text))
+        return attach(model, adapter, torch.tensor(text, device=self.parallel.device))
 
     def _loss(self, adapted: Adapted, rows: Rows) -> Loss:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with autocast(self.config.precision, rows.tokens.device):
             return adapted.loss(rows)
 
     # ---- results -------------------------------------------------------------------------------
@@ -319,7 +329,7 @@ class _Job:
             save_checkpoint(
                 folder,
                 self.checkpoint.config,
-                {name: weight.numpy() for name, weight in adapted.base.state_dict().items()},
+                {name: weight.cpu().numpy() for name, weight in adapted.base.state_dict().items()},
                 dtype=stored_dtype(self.checkpoint),
                 tokenizer_from=self.checkpoint.folder,
             )
@@ -340,7 +350,7 @@ class _Job:
 @torch.no_grad()
 def _mean_loss(adapted: Adapted, batches: Sequence[Rows]) -> float:
     """Nats a predicted token."""
-    losses = [adapted.loss(rows) for rows in batches]
+    losses = [adapted.loss(to_device(rows, adapted.device)) for rows in batches]
     return math.fsum(float(loss.total) for loss in losses) / max(1, sum(n.count for n in losses))
 
 

@@ -14,6 +14,7 @@ from optlm.model import IGNORE, OPT
 from optlm.train.finetune.adapters import Adapted
 from optlm.train.finetune.examples import Example
 from optlm.train.finetune.packing import make_rows
+from optlm.train.loop.device import to_device
 
 __all__ = ["ForgettingMeter", "own_texts"]
 
@@ -25,14 +26,16 @@ _BYTES = 64_000_000  # of the base's probabilities in memory
 def own_texts(base: OPT, *, seed: int) -> list[Example]:
     """Texts that `base` draws from its own distribution: over them the divergence from the base is
     measured where the base expects to be used."""
+    device = base.head_weight.device
     random = torch.Generator().manual_seed(seed)
     length = min(_LENGTH, base.config.max_position_embeddings - 1)
-    tokens = new = torch.full((_TEXTS, 1), base.config.bos_token_id)
+    tokens = new = torch.full((_TEXTS, 1), base.config.bos_token_id, device=device)
     past = None
     for _ in range(length):
         output = base(new, past=past)
         past = output.cache
-        new = torch.multinomial(output.logits[:, -1].float().softmax(1), 1, generator=random)
+        probs = output.logits[:, -1].float().softmax(1).cpu()
+        new = torch.multinomial(probs, 1, generator=random).to(device)
         tokens = torch.cat([tokens, new], dim=1)
     return [Example(row) for row in tokens.tolist()]
 
@@ -52,7 +55,8 @@ class ForgettingMeter:
             room -= kept[-1].length
             if room < 1:
                 break
-        self._rows = make_rows([[text] for text in kept], base.base.config.pad_token_id)
+        rows = make_rows([[text] for text in kept], base.base.config.pad_token_id)
+        self._rows = to_device(rows, base.device)
         self._reference = self._log_probs(base)
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from optlm.train.loop.guard import SpikeWatch, StepRecord
 from optlm.train.run.board import Board
 from optlm.train.run.curve import draw_curve
@@ -27,6 +29,7 @@ class Diary:
     Args:
         tell: told what a user should know at once, a line at a time.
         describe: what the batch of a step is made of, as JSON values.
+        device: where it computes.
     """
 
     def __init__(
@@ -35,10 +38,12 @@ class Diary:
         *,
         tell: Callable[[str], None],
         describe: Callable[[int], Any] | None,
+        device: torch.device,
     ) -> None:
         self._folder = folder
         self._tell = tell
         self._describe = describe
+        self._device = device
         self._board: Board | None = None
         self.at: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0}  # begins every event
 
@@ -49,7 +54,7 @@ class Diary:
             self._board = Board(self._folder.path / "tensorboard", step=step)
         if self._folder.changes:
             self.note("changed", {"changes": self._folder.changes})
-        now = environment()
+        now = environment(self._device)
         starts = [event for event in self._folder.events() if event["kind"] == "start"]
         differs = changed(starts[-1]["environment"], now) if starts else []
         if differs:

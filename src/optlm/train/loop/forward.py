@@ -9,36 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from optlm.errors import ConfigError
 from optlm.model import OPT
 
-__all__ = ["PRECISIONS", "Forward", "autocast"]
-
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "f32": None,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-}
-
-
-def autocast(precision: str, device: str = "cpu") -> AbstractContextManager[Any]:
-    """Matrix products in `precision`; everything else stays float32.
-
-    Raises:
-        ConfigError: an unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision is {precision!r}; use one of {', '.join(PRECISIONS)}")
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device, dtype, enabled=dtype is not None)
+__all__ = ["Forward"]
 
 
 def _run_layer(layer: nn.Module, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from optlm.train.loop.forward import PRECISIONS
+from optlm.train.loop.device import PRECISIONS
 
 __all__ = ["measured_peak", "progress", "stop_signal"]
 
@@ -77,13 +77,15 @@ def progress(
         yield report
 
 
-def measured_peak(precision: str, *, seconds: float = 0.3) -> float:
-    """Floating-point operations a second of large matrix products with the threads in use."""
-    size = 1024
-    a = torch.randn(size, size, dtype=PRECISIONS[precision] or torch.float32)
+def measured_peak(precision: str, device: torch.device, *, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of large matrix products on `device`."""
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, dtype=PRECISIONS[precision] or torch.float32, device=device)
     best, deadline = 0.0, time.perf_counter() + seconds
     while not best or time.perf_counter() < deadline:
         started = time.perf_counter()
         a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best

@@ -109,7 +109,8 @@ class Trainer(Generic[M, B]):
         half: gradients are computed in float16, so the loss is scaled up for them.
         flops_per_token: arithmetic of one prediction, forward and backward; with `peak_flops` of
             the machine, progress and log show the share of it that is used (MFU).
-        parallel: the processes that train together; by default this one alone.
+        parallel: the processes that train together, and their devices, to which model and batches
+            are brought; by default this process alone, on the CPU.
         log: told what a user should know, a line at a time.
 
     Attributes:
@@ -146,10 +147,11 @@ class Trainer(Generic[M, B]):
         self._batches = batches
         self._loss = loss
         self._evaluate = evaluate
-        self._diary = Diary(folder, tell=log, describe=describe)
         self._flops = (flops_per_token, peak_flops)
         self._tell = log
         self._parallel = parallel or Alone()
+        device = self._parallel.device
+        self._diary = Diary(folder, tell=log, describe=describe, device=device)
         # What this process owns of both; in a single process, the models themselves.
         own = self._parallel.place(model, self.average, config.optim.method)
         self._own, self._own_average = own

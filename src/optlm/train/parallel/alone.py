@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from optlm.train.loop.device import to_device
 from optlm.train.loop.optim import Optimizer, clip
 from optlm.train.run.folder import RunFolder
 
@@ -25,11 +26,14 @@ _MIX = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: neighbouring numbers be
 
 
 class Alone:
-    """One process that does everything itself."""
+    """One process that does everything itself, on one device."""
 
     rank = 0  # of this process
     world = 1  # processes in all
     groups = 1  # of processes that read different rows
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
 
     # ---- the run folder -----------------------------------------------------------------------
 
@@ -72,7 +76,7 @@ class Alone:
     # ---- the model ----------------------------------------------------------------------------
 
     def place(self, model: M, average: M, method: str) -> tuple[nn.Module, nn.Module]:
-        """Spread a model and its average (the same object without averaging) over the processes.
+        """Spread a model and its average (the same object without averaging) over the devices.
 
         Args:
             method: the optimizer's, which must be able to work on what a process owns.
@@ -80,15 +84,16 @@ class Alone:
         Returns:
             Modules whose parameters, under the names of the model's, are what this process owns.
         """
-        return model, average
+        return model.to(self.device), average.to(self.device)
 
     def call(self, function: Callable[..., T], model: M, *arguments: Any) -> T:
-        """``function(model, *arguments)`` with all weights at hand that it uses."""
-        return function(model, *arguments)
+        """``function(model, *arguments)`` with all weights and arguments where it computes."""
+        return function(model, *to_device(arguments, self.device))
 
     def judge(self, evaluate: Callable[[M], dict[str, Any]], model: M) -> dict[str, Any]:
         """Figures of an evaluation, the same on every process."""
-        return evaluate(model)
+        with self.device:  # where tensors are made that name no device
+            return evaluate(model)
 
     # ---- a step -------------------------------------------------------------------------------
 
@@ -117,7 +122,11 @@ class Alone:
 
 
 def seeded(numbered: Any) -> Iterator[Any]:
-    """Yield the second of each (number, value), with the random state set by the number."""
+    """Yield the second of each (number, value), with the random state set by the number.
+
+    A GPU's generator is set as well, so that no state of it needs to be kept: what it draws follows
+    from the state of the CPU's before the step.
+    """
     base = int(torch.randint(2**63 - 1, ()))
     after = torch.get_rng_state()
     try:

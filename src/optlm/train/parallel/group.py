@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from optlm.errors import ConfigError, OptlmError
+from optlm.train.loop.device import training_device
 from optlm.train.parallel.alone import Alone
 from optlm.train.parallel.watch import Watch
 from optlm.train.run.folder import TrainingError
@@ -33,6 +34,7 @@ class GroupConfig:
         ConfigError: a value out of range.
     """
 
+    device: str = "auto"  # of every process: auto, cpu or cuda
     tensor: int = 1  # processes that share the matrices of one copy of the model
     patience: float = 60.0  # seconds without a sign of life before a process is given up
     timeout: float = 1800.0  # seconds to wait for a process that lives but does not come
@@ -55,7 +57,8 @@ def join(config: GroupConfig | None = None) -> Iterator[Alone]:
     all leave it well, they leave together.
 
     Raises:
-        ConfigError: the number of processes is no multiple of the tensor parallelism.
+        ConfigError: the number of processes is no multiple of the tensor parallelism, or they
+            cannot have the device.
         TrainingError: another process failed, was killed, or did not come; the message names it.
     """
     config = config or GroupConfig()
@@ -65,12 +68,12 @@ def join(config: GroupConfig | None = None) -> Iterator[Alone]:
             f"{world} processes cannot be divided into groups of {config.tensor} for tensor "
             f"parallelism; start a multiple of {config.tensor} with torchrun --nproc-per-node"
         )
+    device = training_device(config.device, local_rank=_number("LOCAL_RANK", 0))
     if world == 1:
-        yield Alone()
+        yield Alone(device)
         return
-    rank, local_rank = _number("RANK", None), _number("LOCAL_RANK", 0)
+    rank = _number("RANK", None)
     _stay_on_loopback(world)
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = _store(rank, world, timedelta(seconds=config.timeout))

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from optlm.checkpoint.layout import Grid, Piece, check_tensor_parallel, piece_of
 from optlm.errors import ConfigError
 from optlm.model import OPT
+from optlm.train.loop.device import to_device
 from optlm.train.loop.optim import Optimizer, layer_of
 from optlm.train.parallel.alone import Alone, seeded
 from optlm.train.parallel.parts import load_latest, save_parts
@@ -36,10 +37,10 @@ class Sharded(Alone):
     """
 
     def __init__(self, tensor: int, device: torch.device, watch: Watch) -> None:
+        super().__init__(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.grid = Grid(data=self.world // tensor, tensor=tensor, rank=self.rank)
         self.groups = self.grid.data
-        self._device = device
         self._watch = watch
         shape = (self.grid.data, tensor)
         self._mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
@@ -134,7 +135,7 @@ class Sharded(Alone):
 
     def _place(self, model: nn.Module) -> Own:
         assert isinstance(model, OPT)
-        model.to(self._device)
+        model.to(self.device)
         for name, p in model.named_parameters():
             self._pieces[name] = piece_of(name, tuple(p.shape), self.grid)
         if self.grid.tensor > 1:
@@ -147,7 +148,7 @@ class Sharded(Alone):
         return own
 
     def call(self, function: Callable[..., T], model: M, *arguments: Any) -> T:
-        placed = (_on_device(argument, self._device) for argument in arguments)
+        placed = to_device(arguments, self.device)
         result: T = self._roots[id(model)].run(function, *placed)
         return result
 
@@ -155,7 +156,7 @@ class Sharded(Alone):
         """Every process evaluates, since each holds a part; rank 0's figures count."""
         self._watch.doing(f"evaluating after step {self._steps}")
         root = self._roots[id(model)]
-        with self._device:  # where tensors are made that name no device
+        with self.device:  # where tensors are made that name no device
             figures = [root.run(evaluate)]
         root.let_go()
         dist.broadcast_object_list(figures, src=0)
@@ -178,7 +179,7 @@ class Sharded(Alone):
         yield from seeded((i, b) for i, b in enumerate(batches) if i % self.groups == mine)
 
     def sum(self, values: list[float]) -> list[float]:
-        total = torch.tensor(values, dtype=torch.float64, device=self._device)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.grid.data > 1:
             dist.all_reduce(total, group=self._mesh["data"].get_group())
         return list(total.tolist())
@@ -186,7 +187,7 @@ class Sharded(Alone):
     def any(self, flag: bool) -> bool:
         self._steps += 1
         self._watch.doing(f"step {self._steps + 1} since the start")
-        told = torch.tensor(float(flag), device=self._device)
+        told = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return bool(told)
 
@@ -213,16 +214,6 @@ class Sharded(Alone):
             scale = min(1.0, highest / (total + 1e-6)) / divide_by
             torch._foreach_mul_([grad for _, grad in named], scale)
         return total, {layer: math.sqrt(square) for layer, square in by_layer.items()}
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    """A tensor, or a tuple with some, on `device`; anything else as it is."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, tuple):
-        placed = [_on_device(each, device) for each in value]
-        return type(value)(*placed) if hasattr(value, "_fields") else tuple(placed)
-    return value
 
 
 class _Reader(RunFolder):

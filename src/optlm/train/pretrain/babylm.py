@@ -22,6 +22,8 @@ from tokenizers import Tokenizer
 
 from optlm.errors import ConfigError
 from optlm.model import OPT
+from optlm.train.loop.device import training_device
+from optlm.train.parallel.alone import Alone
 from optlm.train.pretrain.pairs import judge_pairs, read_pairs, read_texts, surprisal
 from optlm.train.pretrain.pretrain import pretrain
 from optlm.train.pretrain.recipe import PretrainConfig, expanded
@@ -115,13 +117,16 @@ def train(
     out: Path,
     *,
     data_folder: Path | None = None,
+    device: str = "auto",
     log: Callable[[str], None] = lambda message: None,
 ) -> OPT:
     """Pack the text, find the steps, train in the folder `out` or go on where it stopped.
 
     Raises:
-        ConfigError: the text has more words than the track allows; and as `pretrain`.
+        ConfigError: the text has more words than the track allows; no such device; and as
+            `pretrain`.
     """
+    parallel = Alone(training_device(device))
     data_folder, anew = data_of(out, data_folder)
     manifest = prepare(settings.data, data_folder, anew=anew, log=log)
     tokenizer = Tokenizer.from_file(str(data_folder / TOKENIZER))
@@ -137,7 +142,12 @@ def train(
     config = settings.at(steps=steps, words=milestones(protocol.words, protocol.epochs * words))
     log(f"{words:,} words, {tokens:,} tokens; {protocol.epochs} times is {steps:,} steps")
     return pretrain(
-        config, out, data_folder=data_folder, also=_Yardsticks(protocol, tokenizer), log=log
+        config,
+        out,
+        data_folder=data_folder,
+        also=_Yardsticks(protocol, tokenizer),
+        parallel=parallel,
+        log=log,
     )
 
 

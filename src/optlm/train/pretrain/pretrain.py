@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from optlm.config import OPTConfig
 from optlm.errors import ConfigError
 from optlm.model import OPT
-from optlm.train.loop.forward import Forward, autocast
+from optlm.train.loop.device import autocast, training_device
+from optlm.train.loop.forward import Forward
 from optlm.train.loop.loss import head_cross_entropy
 from optlm.train.loop.optim import decay_begin
 from optlm.train.loop.trainer import Loss, Trainer
@@ -59,7 +60,8 @@ def pretrain(
         may_change: dotted names of settings that may differ from those the run was begun with.
         also: gives more figures of a model for every evaluation.
         peak_flops: of the machine, a second; progress and log then tell the share that is used.
-        parallel: the processes that train together (see `optlm.train.parallel`).
+        parallel: the processes that train together, and their devices (`optlm.train.parallel`);
+            None: this one, on a GPU if there is one.
         log: told about progress, a line at a time.
 
     Returns:
@@ -72,7 +74,7 @@ def pretrain(
         TrainingError: another trainer is at work there, the loss is no number, the disk is full.
         KeyboardInterrupt: stopped by a signal, after saving.
     """
-    parallel = parallel or Alone()
+    parallel = parallel or Alone(training_device())
     wanted = claim("pretrain", config)
     with parallel.holding(RunFolder(out), wanted, may_change=may_change) as folder:
         packed, anew = data_of(out, data_folder)
@@ -171,7 +173,7 @@ def _loss(config: PretrainConfig) -> Callable[[OPT, Rows], Loss]:
 
     def loss(model: OPT, rows: Rows) -> Loss:
         targets = rows.tokens[:, 1:].reshape(-1)
-        with autocast(config.precision, rows.tokens.device.type):
+        with autocast(config.precision, rows.tokens.device):
             hidden, sizes = forward(model, rows.tokens[:, :-1])
             total = head_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets)
         return Loss(total, len(targets), words=rows.words, activations=sizes)

@@ -15,7 +15,7 @@ from typing import Any
 
 from optlm.config import PUBLISHED, OPTConfig
 from optlm.errors import ConfigError, did_you_mean
-from optlm.train.loop.forward import PRECISIONS
+from optlm.train.loop.device import PRECISIONS
 from optlm.train.loop.guard import SpikeConfig
 from optlm.train.loop.optim import OptimConfig
 from optlm.train.loop.trainer import LoopConfig

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from optlm.model import OPT
-from optlm.train.loop.forward import autocast
+from optlm.train.loop.device import autocast
 from optlm.train.loop.loss import head_cross_entropy
 from optlm.train.pretrain.recipe import PretrainConfig
 from optlm.train.tokens.corpus import CorpusError, ReadReport, read_documents
@@ -45,7 +45,7 @@ class Validation:
 
     def __call__(self, model: OPT) -> dict[str, Any]:
         """``bits_per_byte`` by domain, their mean as ``score`` if there is any, ``samples``."""
-        with autocast(self._config.precision, model.decoder.embed_tokens.weight.device.type):
+        with autocast(self._config.precision, model.decoder.embed_tokens.weight.device):
             bits = {
                 domain: round(bits_per_byte(model, documents, size), 4)
                 for domain, (documents, size) in self._domains.items()

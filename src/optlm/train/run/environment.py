@@ -17,8 +17,8 @@ __all__ = ["changed", "environment"]
 _LIBRARIES = ("torch", "numpy", "tokenizers")
 
 
-def environment() -> dict[str, str]:
-    """Versions, processor and threads, as text by name."""
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions, processor and threads, and the GPU if `device` is one, as text by name."""
     found = {
         "optlm": optlm.__version__,
         "python": platform.python_version(),
@@ -30,8 +30,8 @@ def environment() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "byte order": sys.byteorder,
     }
-    for index in range(torch.cuda.device_count()):
-        found[f"gpu {index}"] = torch.cuda.get_device_name(index)
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
     return found
 
 

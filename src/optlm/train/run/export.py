@@ -60,7 +60,9 @@ def export_run(
     step, state = _choose(RunFolder(run), step)
     chosen = (untrained or {}) | ((state["average"] if averaged else None) or state["model"])
     names = config.parameter_shapes()  # a distillation may have trained projections beside them
-    weights = {name: weight.detach().numpy() for name, weight in chosen.items() if name in names}
+    weights = {
+        name: weight.detach().cpu().numpy() for name, weight in chosen.items() if name in names
+    }
     with writing(folder), staged_folder(folder) as stage:
         if tokenizer_from is None:
             _write_tokenizer(stage, tokenizer, config)

@@ -1,13 +1,13 @@
 """Kill a training run again and again, anywhere; it must end as if nobody had touched it.
 
-    python benchmarks/kills.py --kills 100
+    python benchmarks/kills.py --technique finetune --kills 100
 
 A tiny model is trained once without a pause. Then the same run is started, ended with SIGKILL, and
-started again in the same folder, until it has been killed as often as asked; then it may finish.
-Half of the kills come at a random moment, half as soon as a half-written file is seen in the
-folder. Every resume must succeed and lose no step that was saved; the last weights, their average
-and the optimizer must equal those of the untouched run bit for bit. Each start is a fork of one
-process that has imported everything and computed nothing.
+started again in the same folder, until it is done; and anew in the next folder, until there were as
+many kills as asked. Half of the kills come at a random moment, half as soon as a half-written file
+is seen in the folder. Every resume must succeed and lose no step that was saved; the files of the
+result and the last checkpoint must equal those of the untouched run bit for bit. Each start is a
+fork of one process that has imported everything and computed nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +29,48 @@ import torch
 
 import common
 import report
+from optlm.train.distil import teacher_cache
+from optlm.train.distil.distil import DistilConfig, distil
+from optlm.train.distil.fill_cache import EngineOptions, cache_teacher
+from optlm.train.finetune.adapters import AdapterConfig
+from optlm.train.finetune.finetune import FinetuneConfig, finetune
 from optlm.train.pretrain.pretrain import pretrain
 from optlm.train.pretrain.recipe import PretrainConfig
 from optlm.train.run.folder import RunFolder
 
 METHOD = (
-    "A model of two layers and 32 units, {steps} steps, a checkpoint every {every}, two kept. "
+    "A model of two layers and 32 units, {steps} steps, a checkpoint every {every}. In each row "
     "{kills} times the process was ended with SIGKILL: half at a random moment up to {longest:g} s "
     "after its start, half at the first sight of a half-written file. After each kill the same "
-    "command was started again. Compared with one run that was never stopped: weights, average and "
-    "optimizer state of the last checkpoint, and the log without its times."
+    "command was started again; a run that came to its end was compared with one that was never "
+    "stopped, and the next was begun. Compared: every file of the result (model, adapter, teacher "
+    "cache), weights, average and optimizer state of the last checkpoint, and the log "
+    "without its times."
 )
 EVERY = 3  # steps
 _WORDS = ["the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "house", "red"]
+_RESULTS = ("*.safetensors", "last/*.safetensors", "model/*.safetensors", "*.topk", "shards.json")
+_STATE = ("model", "average", "optimizer", "random", "watch", "best", "kept", "tokens", "words")
+
+Work = Callable[[Path], object]  # trains in the folder, or goes on
 
 
-def settings(folder: Path, steps: int) -> PretrainConfig:
+# ---- what is killed ------------------------------------------------------------------------------
+
+
+def settings(folder: Path, steps: int) -> dict[str, Any]:
     """A recipe whose text it writes first."""
     draw = random.Random(0)
     text = folder / "text.jsonl"
     lines = (json.dumps({"text": " ".join(draw.choices(_WORDS, k=60))}) for _ in range(300))
     text.write_text("\n".join(lines) + "\n")
-    return PretrainConfig.from_dict({
+    return {
         "model": {
             "vocab_size": 270, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 64,
             "num_attention_heads": 2, "max_position_embeddings": 64, "dropout": 0.1,
         },
         "data": {
-            "parts": [{"name": "text", "file": str(text), "weight": 1}],
-            "validation": {"text": str(text)}, "vocab_size": 270,
+            "parts": [{"name": "text", "file": str(text)}], "validation": {"text": str(text)},
         },
         "loop": {
             "steps": steps, "log_every": 5, "evaluate_every": 40, "checkpoint_every": EVERY,
@@ -64,10 +78,69 @@ def settings(folder: Path, steps: int) -> PretrainConfig:
         },
         "batch_tokens": 256, "micro_batch_tokens": 128, "sequence_lengths": {"32": 1},
         "validation_bytes": 500, "precision": "f32",
-    })  # fmt: skip
+    }  # fmt: skip
 
 
-def start(config: PretrainConfig, run: Path) -> int:
+def pretraining(folder: Path, steps: int) -> dict[str, Work]:
+    config = PretrainConfig.from_dict(settings(folder, steps))
+    return {"pretrain": lambda run: pretrain(config, run, data_folder=folder / "data")}
+
+
+def base_model(folder: Path) -> Path:
+    """A model to adapt or to learn from, trained in a process of its own."""
+    (work,) = pretraining(folder, 20).values()
+    finish(work, folder / "base")
+    return folder / "base" / "model"
+
+
+def finetuning(folder: Path, steps: int) -> dict[str, Work]:
+    base = base_model(folder)
+
+    def work(method: str) -> Work:
+        adapter = AdapterConfig(method=method, dropout=0.1) if method == "lora" else None
+        config = FinetuneConfig(
+            method=method, adapter=adapter, max_steps=steps, learning_rate=1e-3, batch_tokens=128,
+            micro_batch_tokens=64, seq_len=32, evaluate_every=EVERY, patience=None,
+        )  # fmt: skip
+        return lambda run: finetune(base, folder / "text.jsonl", run, config)
+
+    return {f"finetune, {method}": work(method) for method in ("full", "lora", "prefix")}
+
+
+def distillation(folder: Path, steps: int) -> dict[str, Work]:
+    teacher = str(base_model(folder))
+    values = settings(folder, steps) | {
+        "teacher": teacher,
+        "model": {"num_hidden_layers": 1, "dropout": 0.1},
+        "losses": {"forward_kl": 1.0, "labels": 0.5},
+    }
+    teacher_cache._SHARD_BYTES = 1  # a step a shard, so that there are many to be killed between
+    data = folder / "data-of-the-teacher"
+
+    def cache(run: Path) -> None:
+        engine = EngineOptions(dtype="f32", threads=1)
+        config = DistilConfig.from_dict(values)
+        cache_teacher(config, run, data_folder=data, top_k=8, engine=engine)
+
+    def student(cached: Path | None) -> Work:
+        config = DistilConfig.from_dict(values)
+        return lambda run: distil(config, run, data_folder=data, cache_folder=cached)
+
+    finish(cache, folder / "cache")
+    return {
+        "teacher-cache": cache,
+        "distil, beside the teacher": student(None),
+        "distil, from the cache": student(folder / "cache"),
+    }
+
+
+TECHNIQUES = {"pretrain": pretraining, "finetune": finetuning, "distil": distillation}
+
+
+# ---- killing -------------------------------------------------------------------------------------
+
+
+def start(work: Work, run: Path) -> int:
     """Train in a fork of this process; its exit code is 0 if it finished."""
     child = os.fork()
     if child:
@@ -75,12 +148,18 @@ def start(config: PretrainConfig, run: Path) -> int:
     code = 1
     try:
         torch.set_num_threads(1)
-        pretrain(config, run, data_folder=run.parent / "data")
+        work(run)
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def finish(work: Work, run: Path) -> None:
+    """Train without a pause."""
+    if os.waitpid(start(work, run), 0)[1]:
+        raise RuntimeError(f"the run in {run.name} failed")
 
 
 def half_written(run: Path) -> bool:
@@ -89,7 +168,7 @@ def half_written(run: Path) -> bool:
     return False
 
 
-def kill_once(config: PretrainConfig, run: Path, draw: random.Random, longest: float) -> str:
+def kill_once(work: Work, run: Path, draw: random.Random, longest: float) -> str:
     """Start, kill; "saving" or "training" by what the process was doing, "finished" if too late.
 
     Raises:
@@ -98,7 +177,7 @@ def kill_once(config: PretrainConfig, run: Path, draw: random.Random, longest: f
     aimed = draw.random() < 0.5
     deadline = time.monotonic() + (10.0 if aimed else draw.uniform(0.0, longest))
     patience = draw.randrange(1, 12)  # half-written files to let pass
-    child, seen = start(config, run), False
+    child, seen = start(work, run), False
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -118,6 +197,15 @@ def kill_once(config: PretrainConfig, run: Path, draw: random.Random, longest: f
     return "saving" if half_written(run) else "training"
 
 
+def reached(run: Path) -> int:
+    """Steps, or shards of a cache, that are safe."""
+    shards = len(list(run.glob("*.topk")))
+    return shards or max(RunFolder(run).steps(), default=0)
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
 def same(a: Any, b: Any) -> bool:
     """Equal bit for bit, whatever the nesting."""
     if isinstance(a, torch.Tensor):
@@ -129,6 +217,22 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def results(run: Path) -> dict[str, bytes]:
+    files = (file for pattern in _RESULTS for file in run.glob(pattern))
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
+
+
+def same_end(one: Path, other: Path) -> bool:
+    """Whether two finished runs left the same bits."""
+    runs = [RunFolder(one), RunFolder(other)]
+    if not results(one) or results(one) != results(other) or runs[0].steps() != runs[1].steps():
+        return False
+    if not runs[0].steps():
+        return True
+    states = [run.load(run.steps()[-1]) for run in runs]
+    return all(same(states[0][part], states[1][part]) for part in _STATE)
+
+
 def told(run: Path) -> list[dict[str, Any]]:
     """The log without starts and times."""
     timed = ("seconds", "tokens_per_second")
@@ -136,65 +240,73 @@ def told(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k not in timed} for event in events]
 
 
-def trial(folder: Path, kills: int, steps: int, seed: int, longest: float) -> dict[str, Any]:
-    """Run both; one row of the table.
+def trial(
+    name: str, work: Work, folder: Path, kills: int, draw: random.Random, longest: float
+) -> dict[str, Any]:
+    """Kill so often; one row of the table.
 
     Raises:
         RuntimeError: a start failed, or steps that had been saved were lost.
     """
-    config, draw = settings(folder, steps), random.Random(seed)
-    whole, killed = folder / "whole", folder / "killed"
-    assert os.waitpid(start(config, whole), 0)[1] == 0, "the untouched run failed"
-    counts = {"training": 0, "saving": 0}
-    saved = 0
+    folder.mkdir()
+    whole = folder / "whole"
+    finish(work, whole)
+    counts, ended, saved = {"training": 0, "saving": 0}, [], 0
     while sum(counts.values()) < kills:
-        doing = kill_once(config, killed, draw, longest)
+        run = folder / f"killed-{len(ended)}"
+        doing = kill_once(work, run, draw, longest)
         if doing == "finished":
-            raise RuntimeError(f"the run finished after {sum(counts.values())} kills: more steps")
+            ended.append(run)
+            saved = 0
+            continue
         counts[doing] += 1
-        reached = max(RunFolder(killed).steps(), default=0)
-        if reached < saved:
-            raise RuntimeError(f"a kill lost step {saved}, which was saved; now at {reached}")
-        saved = reached
-        common.say(f"kill {sum(counts.values())}: {doing}, step {saved}")
-    assert os.waitpid(start(config, killed), 0)[1] == 0, "the last start failed"
-    states = [RunFolder(run).load(steps) for run in (whole, killed)]
-    parts = ("model", "average", "optimizer", "random", "watch", "best", "kept", "tokens", "words")
+        if reached(run) < saved:
+            raise RuntimeError(f"a kill lost step {saved}, which was saved; now at {reached(run)}")
+        saved = reached(run)
+        common.say(f"{name}, kill {sum(counts.values())}: {doing}, step {saved}")
+    last = folder / f"killed-{len(ended)}"
+    finish(work, last)
+    ended.append(last)
     return {
+        "run": name,
         "kills": kills,
         "while training": counts["training"],
         "with a half-written file": counts["saving"],
-        "step at the last kill": saved,
-        "same bits": all(same(states[0][part], states[1][part]) for part in parts),
-        "same log": told(whole) == told(killed),
+        "runs that came to their end": len(ended),
+        "same bits": all(same_end(whole, run) for run in ended),
+        "same log": all(told(whole) == told(run) for run in ended),
     }
 
 
 def main() -> int:
     parser = common.options(__doc__)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--technique", choices=TECHNIQUES, default="pretrain")
+    parser.add_argument("--kills", type=int, default=100, help="in each row")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=2.0, help="seconds to a random kill")
     wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        row = trial(Path(folder), wanted.kills, wanted.steps, wanted.seed, wanted.longest)
-    numbers = {
-        "kills": wanted.kills,
-        "steps": wanted.steps,
-        "every": EVERY,
-        "longest": wanted.longest,
-    }
+    draw = random.Random(wanted.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        works = TECHNIQUES[wanted.technique](folder, wanted.steps)
+        rows = [
+            trial(name, work, folder / f"trial-{i}", wanted.kills, draw, wanted.longest)
+            for i, (name, work) in enumerate(works.items())
+        ]
+    numbers = {"kills": wanted.kills, "steps": wanted.steps, "every": EVERY}
+    good = all(row["same bits"] and row["same log"] for row in rows)
+    suffix = "" if wanted.technique == "pretrain" else f"-{wanted.technique}"
     report.Report(
-        name="kills",
-        title="A training run, killed again and again",
-        method=METHOD.format(**numbers),
-        rows=[row],
-        columns={name: name for name in row},
-        headline={"every resume succeeded": True, "weights equal bit for bit": row["same bits"]},
+        name=f"kills{suffix}",
+        title=f"Killed again and again: {wanted.technique}",
+        method=METHOD.format(**numbers, longest=wanted.longest),
+        rows=rows,
+        columns={name: name for name in rows[0]},
+        headline={"every resume succeeded": True, "everything equal bit for bit": good},
         packages={"torch": torch.__version__},
     ).publish(wanted)
-    return 0 if row["same bits"] and row["same log"] else 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

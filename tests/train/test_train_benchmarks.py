@@ -19,15 +19,19 @@ BENCHMARKS = Path(training.__file__).parent
 
 
 @pytest.mark.slow
-def test_run_survives_kills(tmp_path: Path) -> None:
-    """Four kills here; benchmarks/results has a run of a hundred."""
-    command = [sys.executable, str(BENCHMARKS / "kills.py"), "--kills", "4", "--steps", "300"]
-    command += ["--results", str(tmp_path), "--seed", "5", "--longest", "0.4"]
+@pytest.mark.parametrize("technique", ["pretrain", "finetune", "distil"])
+def test_runs_survive_kills(technique: str, tmp_path: Path) -> None:
+    """Two kills of every kind of run here; benchmarks/results has many."""
+    command = [sys.executable, str(BENCHMARKS / "kills.py"), "--technique", technique]
+    command += ["--kills", "2", "--steps", "18", "--seed", "5", "--longest", "0.6"]
+    command += ["--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
-    assert row["same bits"] is row["same log"] is True
-    assert row["while training"] + row["with a half-written file"] == 4
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert len(rows) == (1 if technique == "pretrain" else 3)
+    for row in rows:
+        assert row["same bits"] is row["same log"] is True
+        assert row["while training"] + row["with a half-written file"] == 2
 
 
 @pytest.mark.parametrize("kind", ["optlm", "plain", "transformers"])

@@ -143,8 +143,9 @@ class SpikeWatch:
         if not finite and self.config.policy != "skip":
             raise TrainingError(
                 f"step {record.step} has loss {record.loss} and gradient norm {record.norm}; its "
-                f"weights were not changed. Resume with {record.step} in loop.leave_out, so that "
-                f"this batch is skipped, or start again with a learning rate below {record.rate:g}"
+                f"weights were not changed and the checkpoints before it stay. Begin again with a "
+                f"learning rate below {record.rate:g}; a pretraining run can also resume without "
+                f"this batch: {record.step} in loop.leave_out, --allow-change loop.leave_out"
             )
         deviations = self.deviations(record.loss) if finite else math.inf
         spike = deviations > self.config.threshold

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +43,12 @@ class Process:
         self.url = f"http://127.0.0.1:{port[1]}"
         until(self._is_ready, 20)
         self.seconds = time.monotonic() - begun
+
+    @property
+    def kib(self) -> int:
+        """Memory that it holds."""
+        status = Path(f"/proc/{self._child.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
 
     def signal(self, number: int) -> None:
         self._child.send_signal(number)
@@ -124,6 +132,66 @@ def test_the_second_signal_does_not_wait() -> None:
         assert server.wait(5) == 0
 
 
+def test_bad_requests_take_no_memory() -> None:
+    deep, word = b"[" * 10**5, b"word " * 10**4
+    bodies = [
+        b'{"prompt":' + deep,
+        b'{"prompt":"a","n":1000000000}',
+        b'{"prompt":["' + b'","'.join([b"a"] * 10**4) + b'"]}',
+        b'{"prompt":"' + word + b'"}',
+        b'{"prompt":"a","logprobs":50272}',
+        b'{"prompt":"a","stop":["' + word + b'"]}',
+        b'{"prompt":"a","x":"' + b"y" * 2**20 + b'"}',
+        gzip.compress(b"0" * 2**22),
+    ]
+    with process() as server, httpx.Client(base_url=server.url, timeout=30) as client:
+
+        def bad(count: int) -> None:
+            for number in range(count):
+                body = bodies[number % len(bodies)]
+                headers = {"content-type": "application/json"}
+                if body.startswith(b"\x1f"):
+                    headers["content-encoding"] = "gzip"
+                answer = client.post("/v1/completions", content=body, headers=headers)
+                assert 400 <= answer.status_code < 500, answer.text
+
+        bad(5 * len(bodies))  # threads, and what the allocator keeps for the next time
+        before = server.kib
+        bad(200)
+        assert server.kib - before < 8 * 1024
+        body = {"prompt": "a", "max_tokens": 1}
+        assert client.post("/v1/completions", json=body).status_code == 200
+
+
+def test_a_full_disk_under_the_log_stops_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "optlm", "serve", "--port", str(port), "--threads", "1"]
+    url = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/ready").status_code == 200
+        return False
+
+    with open("/dev/full", "w") as full:
+        child = subprocess.Popen(command, stdout=full, stderr=full)
+    try:
+        until(lambda: is_ready() or child.poll() is not None, 20)
+        assert child.poll() is None, "it ended"
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
+                wire.sendall(b"nonsense\r\n\r\n")  # uvicorn logs it
+                assert wire.recv(2**12).startswith(b"HTTP/1.1 400")
+        body = {"prompt": "a", "max_tokens": 1}
+        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.wait(10)
+
+
 def test_keys(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(
@@ -180,6 +248,7 @@ def test_keys(tmp_path: Path) -> None:
         ("a sk-alice-0123456789\na sk-other-0123456789", "a name twice"),
         ("a sk-alice-0123456789\nb sk-alice-0123456789", "a key twice"),
         ("\u00e9 sk-alice-0123456789", "other than ASCII"),
+        ("# " + "x" * 2**20, "more than 1048576 bytes"),
     ],
 )
 def test_files_of_keys_that_are_none(tmp_path: Path, text: str, message: str) -> None:
@@ -268,5 +337,6 @@ def test_what_cannot_start_says_why(tmp_path: Path) -> None:
     assert "must lie between 0 and 65535" in refusal("--port", 70000)
     assert "nowhere" in refusal("--adapters", tmp_path / "nowhere")
     assert "nowhere" in refusal("--api-keys", tmp_path / "nowhere")
+    assert "s a directory" in refusal("--api-keys", tmp_path)
     (tmp_path / "template").write_text("{% if %}")
     assert "is no Jinja template" in refusal("--chat-template", tmp_path / "template")

@@ -34,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
     limits = Limits()
     _head: int | None = 0  # bytes of the head so far; None while there is none
     _deadline: asyncio.TimerHandle | None = None
+    _too_large = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -65,6 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
         size = sum(len(n) + len(v) for n, v in self.headers[-1:])
         self._head = (self._head or 0) + size
         if self._head > MAX_HEAD or len(self.headers) > MAX_FIELDS:
+            self._too_large = True  # httptools wraps what is raised here in an error of its own
             raise _HeadTooLarge
 
     def on_headers_complete(self) -> None:
@@ -73,11 +75,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        answer = json.dumps(ApiError(400, msg, code="invalid_http").body()).encode()
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(answer), answer)
-        )
+        told = _TOO_LARGE if self._too_large else msg
+        self._refuse(b"400 Bad Request", ApiError(400, told, code="invalid_http"))
+
+    def _refuse(self, status: bytes, error: ApiError) -> None:
+        """Answer and close; within an answer that has begun there is no place for another."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            answer = json.dumps(error.body()).encode()
+            self.transport.write(
+                b"HTTP/1.1 %b\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (status, len(answer), answer)
+            )
         self.transport.close()
 
     def _await_head(self) -> None:
@@ -85,7 +94,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._deadline = None
-        self.transport.close()
+        if not self._head or self.transport.is_closing():  # nothing of a request has come
+            self.transport.close()
+            return
+        told = f"the head was not complete after {self.limits.header_seconds:g} seconds"
+        self._refuse(b"408 Request Timeout", ApiError(408, told))
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

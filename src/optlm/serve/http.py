@@ -46,9 +46,10 @@ async def read_body(request: Request, *, max_bytes: int, seconds: float) -> byte
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"the content type is {kind!r:.80}; it must be 'application/json'")
-    coding = request.headers.get("content-encoding", "identity").lower()
-    if coding != "identity":
-        raise ApiError(415, f"the content encoding is {coding!r:.80}; send the body as it is")
+    for name, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
+        coding = request.headers.get(name, plain).lower()
+        if coding != plain:
+            raise ApiError(415, f"the {name} is {coding!r:.80}; send the body as it is")
     try:
         return await asyncio.wait_for(_read(request, max_bytes), seconds)
     except asyncio.TimeoutError:

@@ -99,7 +99,9 @@ class Endpoints:
     def _score(self, row: int, body: Any) -> Asked:
         plan = plan_score(read_fields(ScoreRequest, body), self._served, self._limits)
         self._check(plan.cost)
-        reading = self._llm.submit_reading(plan.tree(), normalizers, plan.adapter)
+        reading = self._llm.submit_reading(
+            plan.tree(), normalizers, plan.adapter, priority=plan.priority
+        )
         return Asked([reading], lambda: _counted(score_answer(plan, reading, self._served)))
 
     def _check(self, cost: Cost) -> None:

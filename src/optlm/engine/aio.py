@@ -184,11 +184,17 @@ class AsyncLLM:
             return output
 
     async def read(
-        self, tree: TokenTree, measure: Measure = normalizers, *, adapter: str | None = None
+        self,
+        tree: TokenTree,
+        measure: Measure = normalizers,
+        *,
+        adapter: str | None = None,
+        priority: int = 0,
     ) -> Reading:
         """Read token sequences, what they share once; see `LLM.read`."""
         ticket = _Ticket(lambda jobs: jobs if jobs[0].finished else [])
-        with self._serving(ticket, partial(self._llm.submit_reading, tree, measure, adapter)):
+        submit = partial(self._llm.submit_reading, tree, measure, adapter, priority=priority)
+        with self._serving(ticket, submit):
             reading: Reading = await ticket.receive()
             return reading
 

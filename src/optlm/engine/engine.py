@@ -152,14 +152,17 @@ class Engine(RunsJobs):
         """Tokens that a text may have beside an adapter; its virtual tokens may take some."""
         return self.config.max_position_embeddings - self._adapters.find(adapter).text_start
 
-    def submit_reading(self, tree: TokenTree, measure: Measure, adapter: str | None) -> Reading:
+    def submit_reading(
+        self, tree: TokenTree, measure: Measure, adapter: str | None, *, priority: int = 0
+    ) -> Reading:
         """Queue a tree, whose longest sequence fits the context; it runs as `read` runs it."""
         context = self.context_of(adapter)
         if (longest := tree.most_read) > context:
             raise ContextLengthError(
                 f"a sequence has {longest} tokens to read; the context holds {context}. Shorten it"
             )
-        reading = Reading(self._arrivals, tree, measure, self._adapters.find(adapter))
+        found = self._adapters.find(adapter)
+        reading = Reading(self._arrivals, tree, measure, found, priority=check_priority(priority))
         self._arrivals += 1
         if not reading.finished:
             self._queue_search(TreeReader(reading, self._runner, self._scheduler, self._max_blocks))

@@ -47,11 +47,17 @@ class Reading:
     """
 
     samples: Sequence[Sample] = ()
-    priority: int = 0
 
     def __init__(
-        self, arrival: int, tree: TokenTree, measure: Measure, adapter: LoadedAdapter
+        self,
+        arrival: int,
+        tree: TokenTree,
+        measure: Measure,
+        adapter: LoadedAdapter,
+        *,
+        priority: int = 0,
     ) -> None:
+        self.priority = priority
         self.arrival = arrival
         self.tree = tree
         self.adapter = adapter

@@ -33,6 +33,7 @@ class ScorePlan:
     model: str
     adapter: str | None
     pairs: list[Request]
+    priority: int = 0
 
     @property
     def cost(self) -> Cost:
@@ -62,7 +63,12 @@ def plan_score(request: ScoreRequest, served: Served, limits: Limits) -> ScorePl
     for index, continuation in enumerate(request.continuations):
         with about("continuations", index):
             pairs.append(_pair(request.context, before, continuation, served))
-    return ScorePlan(model=request.model or served.name, adapter=adapter, pairs=pairs)
+    return ScorePlan(
+        model=request.model or served.name,
+        adapter=adapter,
+        pairs=pairs,
+        priority=request.priority or 0,
+    )
 
 
 def _pair(
@@ -87,7 +93,7 @@ def _pair(
 async def score(plan: ScorePlan, engine: AsyncLLM, served: Served) -> dict[str, Any]:
     """Read and answer. The numbers are `Scorer`'s."""
     tree = await asyncio.to_thread(plan.tree)  # hundreds of texts must not hold up the others
-    reading = await engine.read(tree, adapter=plan.adapter)
+    reading = await engine.read(tree, adapter=plan.adapter, priority=plan.priority)
     return await asyncio.to_thread(score_answer, plan, reading, served)
 
 
